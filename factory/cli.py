@@ -1,0 +1,258 @@
+"""The `factory` command: one verb per step of the line. Nothing heavy is imported before it is needed.
+
+Exit status: 0 done, 1 the work failed or a check did not hold, 2 the request was wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory import recipe as recipes
+from factory import taxonomy
+from factory.recipe import Recipe
+
+app = typer.Typer(
+    help="A dataset factory for synthetic dermatology: corpora in, gated and released image-and-mask pairs out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunOption = Annotated[str, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="A named recipe or a YAML file. Default: what the run was last worked on with.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key of the recipe: a.b=c.")]
+
+
+def _recipe(run: str | None, named: str | None, overrides: list[str] | None) -> Recipe:
+    from factory import line
+
+    base = None if named is not None or run is None else line.recipe_of(run)
+    return recipes.load(named, overrides or [], base)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option("--out", help="Where the run goes.")] = "runs/demo",
+    until: Annotated[str | None, typer.Option("--until", help="Stop after this step.")] = None,
+    recipe: RecipeOption = "demo",
+    set_: SetOption = None,
+) -> None:
+    """The whole line on the embedded default: no download, no GPU."""
+    from factory import line
+
+    if until is not None:
+        taxonomy.check(until, line.STEPS, "--until")
+    line.demo(out, _recipe(None, recipe, set_), until, typer.echo)
+    typer.echo(f"done        {out}")
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="A new folder, laid out as the reader `folder` takes it.")],
+    count: Annotated[int, typer.Option("--count", min=1)] = 64,
+    size: Annotated[int, typer.Option("--size", help="Pixels, 32 to 512.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Draw a phantom corpus with its masks and its truth."""
+    from factory.corpora.phantoms import write_phantoms
+
+    write_phantoms(out, count, size, seed)
+    typer.echo(f"phantoms    {count} in {out}, their truth in {out / 'truth.csv'}")
+
+
+@app.command()
+def ingest(
+    run: RunOption,
+    corpus: Annotated[list[str] | None, typer.Option("--corpus", help="NAME=PATH; none means phantoms.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Sources to one clean, split corpus. Every row that is lost has a reason."""
+    sources = [_source(text) for text in corpus or []]
+    overrides = [*(set_ or []), *(f"corpus.sources.{name}={path}" for name, path in sources)]
+    _step(run, recipe, overrides, "ingest")
+
+
+def _source(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise ValueError(f"--corpus must be NAME=PATH, got {text!r}; for example --corpus isic2017=/data/isic2017.")
+    return name, str(Path(path).expanduser().resolve()) if "://" not in path else path
+
+
+@app.command()
+def caption(run: RunOption, recipe: RecipeOption = None, set_: SetOption = None) -> None:
+    """ABC attributes and a sentence for every image of the corpus."""
+    _step(run, recipe, set_, "caption")
+
+
+@app.command()
+def fit(
+    name: Annotated[str, typer.Argument(help="lora, gate, mae or distill.")],
+    run: RunOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Fit weights on Ray Train; stopped fits go on where they were."""
+    _step(run, recipe, set_, "fit", name)
+
+
+@app.command()
+def plan(
+    run: RunOption,
+    count: Annotated[int | None, typer.Option("--count", help="Samples to plan.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Decide every sample, its id and its seed, before any is made."""
+    _step(run, recipe, [*(set_ or []), *([] if count is None else [f"plan.count={count}"])], "plan")
+
+
+@app.command()
+def synthesize(run: RunOption, recipe: RecipeOption = None, set_: SetOption = None) -> None:
+    """Carry out the plan: generate, judge, commit, exactly once."""
+    _step(run, recipe, set_, "synthesize")
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="worth, gate, captions or near_copies.")],
+    run: RunOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Measure what the set is worth, or how good a part is."""
+    _step(run, recipe, set_, "evaluate", name)
+
+
+@app.command()
+def release(
+    run: RunOption,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the release; default RUN/release.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Sealed Parquet, a dataset card and the report."""
+    _step(run, recipe, set_, "release", out)
+
+
+def _step(uri: str, named: str | None, overrides: list[str] | None, verb: str, *arguments: object) -> None:
+    """Runs one function of the line under the run's lock."""
+    from factory import line
+
+    recipe = _recipe(uri, named, overrides)
+    with line.driving(uri, recipe, verb) as run:
+        getattr(line, verb)(run, recipe, *arguments, echo=typer.echo)
+    typer.echo(f"done        {run.uri}")
+
+
+@app.command()
+def sample(
+    diagnosis: Annotated[str, typer.Option("--diagnosis", help=", ".join(taxonomy.DIAGNOSES))],
+    skin_type: Annotated[str | None, typer.Option("--skin-type", help="I to VI.")] = None,
+    asymmetry: Annotated[str | None, typer.Option("--asymmetry", help="low, medium or high.")] = None,
+    border: Annotated[str | None, typer.Option("--border", help="low, medium or high.")] = None,
+    colors: Annotated[str | None, typer.Option("--colors", help="Comma-separated, e.g. brown,black,blue-gray.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=64)] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    out: Annotated[Path, typer.Option("--out", help="The contact sheet.")] = Path("sample.png"),
+    run: Annotated[str | None, typer.Option("--run", help="Use this run's adapter and recipe.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """A few pairs of one look, with their verdicts, as one contact sheet."""
+    from factory.stages import plan as planning
+
+    wanted = _recipe(run, recipe, set_)
+    rows = planning.sample_rows(
+        count=count,
+        diagnosis=diagnosis,
+        skin_type=skin_type,
+        asymmetry=asymmetry,
+        border=border,
+        colors=taxonomy.colors_from_words(colors) if colors else None,
+        section=wanted.plan,
+        seed=seed,
+    )
+    from factory import line
+
+    typer.echo(f"asked       {rows[0]['prompt']}")
+    made = line.sample(run, wanted, rows, out)
+    typer.echo(f"sample      {sum(row['outcome'] == 'accepted' for row in made)} of {count} accepted, sheet in {out}")
+
+
+@app.command()
+def status(run: RunOption) -> None:
+    """What a run holds."""
+    from factory import line
+    from factory.run import Run
+
+    for text in line.status(Run(run)):
+        typer.echo(text)
+
+
+@app.command()
+def verify(run: RunOption) -> None:
+    """Recount every sealed table from its parts; exit 1 and name the part if one is not what was sealed."""
+    from factory.run import Run
+
+    opened = Run(run)
+    problems = opened.verify()
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"verified    {', '.join(opened.tables()) or 'nothing is sealed yet'}")
+
+
+@app.command("recipe")
+def show_recipe(
+    name: Annotated[str | None, typer.Argument(help="A named recipe or a YAML file; none shows the defaults.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Print a recipe with every default filled in."""
+    typer.echo(recipes.resolved_yaml(_recipe(None, name, set_)), nl=False)
+
+
+def main() -> None:
+    """The console script."""
+    from factory.recipe import RecipeError
+
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RecipeError as error:
+        _refuse(str(error))
+    except Exception as error:
+        _report(error)
+
+
+def _report(error: Exception) -> None:
+    """One sentence for what the user can mend (2), a traceback for what only we can (1)."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # what the command line itself refuses
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, (ValueError, OSError)):
+        _refuse(str(error))
+    raise error
+
+
+def _refuse(sentence: str) -> None:
+    typer.echo(f"factory: {sentence}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Distillation: the MAE encoder is fine-tuned to name the diagnosis, then teaches a student that fits a phone.
+
+Two fits, one after the other. `build` runs the first, the teacher's, with the same loop and the same exactness as any
+fit; the loop that called it then trains the student against the frozen teacher. Both see the same crop of an image.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from factory import records
+from factory.fits.card import read_card, write_card
+from factory.fits.examples import ImageExamples, accepted_rows, augment, image_bytes, training_rows, with_images
+from factory.fits.loop import Progress, Worker, train
+from factory.fits.objective import Examples, RowNoise
+from factory.models.classifier import Normalised, build_classifier
+from factory.models.student import TeacherStudent, cost, distillation_loss
+from factory.recipe import DistillSection, FitSection
+
+TEACHER = "teacher"
+# Derived, stated by no paper: large enough for a small encoder to move in some hundred steps.
+TEACHER_LEARNING_RATE, TEACHER_WEIGHT_DECAY = 5e-4, 0.05
+MIN_AREA = 0.6  # of a crop: milder than pre-training, since the whole lesion decides the label
+
+
+class TeacherObjective:
+    """Fine-tuning of an MAE encoder, average-pooled under a new head, with cross-entropy on balanced classes."""
+
+    def __init__(self, encoder: Path, examples: Examples, num_classes: int, seed: int) -> None:
+        self.encoder, self.num_classes, self.seed = encoder, num_classes, seed
+        self.examples = examples
+
+    def build(self) -> Normalised:
+        card = read_card(self.encoder)
+        return _seeded(self.seed, card["architecture"], self.num_classes, card["image_size"], self.encoder)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        logits = model(augment(batch["image"], noise, MIN_AREA))  # (B, K)
+        return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": _agree(logits.argmax(1), batch["label"])}
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """The teacher as a timm directory."""
+        _save_timm(model, directory)
+
+    def load(self, directory: Path) -> Normalised:
+        """The teacher that `save` wrote."""
+        card = read_card(self.encoder)
+        weights = directory / "model.safetensors"
+        return build_classifier(card["architecture"], self.num_classes, card["image_size"], weights)
+
+
+class DistillObjective:
+    """A student learns the teacher's soft answers and the labels.
+
+    encoder: the directory of a fitted MAE. classes: the names of the labels. held_out: examples of the validation
+    split, on which `save` states what was retained. teacher_dir: a local directory of this worker's own, in which the
+    teacher's fit resumes or, if done, is found again; without one, every `build` fits it anew.
+    """
+
+    def __init__(
+        self,
+        section: DistillSection,
+        encoder: Path,
+        examples: ImageExamples,
+        classes: Sequence[str],
+        *,
+        held_out: ImageExamples | None = None,
+        teacher_dir: Path | None = None,
+        provenance: Mapping[str, object] | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        if len(classes) < 2:
+            raise ValueError(
+                f"distill must have at least two diagnoses to tell apart, got {list(classes)}; "
+                "ingest a corpus with more."
+            )
+        self.section, self.encoder, self.images, self.classes = section, encoder, examples, list(classes)
+        self.examples: Examples = examples
+        self.held_out, self.teacher_dir, self.log = held_out, teacher_dir, log
+        self.provenance = dict(provenance or {})
+
+    def build(self) -> TeacherStudent:
+        """Fits the teacher, then returns it frozen beside a fresh student."""
+        s = self.section
+        student = _seeded(s.seed, s.student, len(self.classes), self.images.image_size, None)
+        return TeacherStudent(self._teacher(), student)
+
+    def _teacher(self) -> nn.Module:
+        s = self.section
+        objective = TeacherObjective(self.encoder, self.examples, len(self.classes), s.seed)
+        section = FitSection(
+            steps=s.teacher_steps, batch_size=s.batch_size, learning_rate=TEACHER_LEARNING_RATE,
+            weight_decay=TEACHER_WEIGHT_DECAY, warmup_steps=s.teacher_steps // 10, schedule="cosine",
+            checkpoint_every=s.teacher_steps, seed=s.seed,
+        )  # fmt: skip
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with tempfile.TemporaryDirectory() as scratch:
+            # A changed recipe, encoder or set of classes gets a folder of its own.
+            directory = (self.teacher_dir or Path(scratch)) / self._teacher_id()
+            return train(objective, section, directory, worker=Worker(device=device), report=self._report).cpu()
+
+    def _teacher_id(self) -> str:
+        s, card = self.section, read_card(self.encoder)
+        digest = records.digest(
+            card["digest"], *self.classes, len(self.examples), s.teacher_steps, s.batch_size, s.seed
+        )
+        return f"{TEACHER}-{digest[:12]}"
+
+    def _report(self, progress: Progress) -> None:
+        metrics = ", ".join(f"{name} {progress.metrics[name]:.3f}" for name in ("loss", "accuracy"))
+        self.log(f"teacher: step {progress.step} of {self.section.teacher_steps}, {metrics}")
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        student, teacher = model(augment(batch["image"], noise, MIN_AREA))  # 2 x (B, K)
+        s, labels = self.section, batch["label"]
+        return {
+            "loss": distillation_loss(student, teacher, labels, s.temperature, s.alpha),
+            "accuracy": _agree(student.argmax(1), labels),
+            "agreement": _agree(student.argmax(1), teacher.argmax(1)),
+        }
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """The student as a timm directory with its card, and the teacher below it."""
+        assert isinstance(model, TeacherStudent)
+        s, size = self.section, self.images.image_size
+        _save_timm(model.student, directory)
+        _save_timm(model.teacher, directory / TEACHER)
+        fields: dict[str, object] = {
+            "objective": "distill", "architecture": s.student, "classes": self.classes, "steps": s.steps,
+            "batch_size": s.batch_size, "temperature": s.temperature, "alpha": s.alpha,
+            "num_images": len(self.images.encoded),
+            "teacher": {"encoder": read_card(self.encoder)["digest"], "steps": s.teacher_steps}
+            | asdict(cost(model.teacher, size)),
+        }  # fmt: skip
+        if self.held_out is not None and len(self.held_out):
+            fields["held_out"] = retained(model, self.held_out)
+        write_card(directory, cost(model.student, size), self.provenance | fields)
+
+    def load(self, directory: Path) -> TeacherStudent:
+        """The teacher and student that `save` wrote."""
+        teacher = TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
+        return TeacherStudent(teacher.load(directory / TEACHER), load_student(directory))
+
+
+def load_student(directory: Path) -> Normalised:
+    """The student that a distillation saved: pixels (B, 3, S, S) in [0, 1] -> logits over its card's `classes`."""
+    card = read_card(directory)
+    weights = directory / "model.safetensors"
+    return build_classifier(card["architecture"], len(card["classes"]), card["image_size"], weights).eval()
+
+
+def retained(model: TeacherStudent, examples: ImageExamples) -> dict[str, float | int]:
+    """How the student compares with its teacher on examples that neither was fitted on.
+
+    agreement: share of images with the same answer. retained: the student's balanced accuracy (the mean recall over
+    the classes present) over the teacher's.
+    """
+    from sklearn.metrics import balanced_accuracy_score
+
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    answers = []
+    for start in range(0, len(examples), 64):
+        batch = examples.batch(np.arange(start, min(start + 64, len(examples))))
+        with torch.no_grad():
+            pair = model(batch["image"].to(device).float() / 255)
+        answers.append(torch.stack([logits.argmax(1).cpu() for logits in pair]))
+    model.train(training)
+    student, teacher = torch.cat(answers, dim=1).numpy()
+    labels = examples.labels[examples.order] if examples.labels is not None else teacher
+    accuracy = [float(balanced_accuracy_score(labels, found)) for found in (student, teacher)]
+    return {
+        "num_images": len(examples),
+        "agreement": float((student == teacher).mean()),
+        "student_balanced_accuracy": accuracy[0],
+        "teacher_balanced_accuracy": accuracy[1],
+        "retained": accuracy[0] / accuracy[1] if accuracy[1] else float("nan"),
+    }
+
+
+def distill_objective(
+    section: DistillSection,
+    encoder: Path,
+    corpus: pa.Table,
+    samples: pa.Table | None = None,
+    *,
+    teacher_dir: Path | None = None,
+    log: Callable[[str], None] = print,
+) -> DistillObjective:
+    """The objective over a run's tables: labelled training images and, if given, accepted samples.
+
+    The labels are the diagnoses present in the corpus's training split; validation rows of those diagnoses are held
+    out for the card.
+    """
+    size = int(read_card(encoder)["image_size"])
+    real = _labelled(training_rows(corpus))
+    classes = sorted(set(real["diagnosis"].to_pylist()))
+    made = _labelled(accepted_rows(samples)) if samples is not None else real.slice(0, 0)
+    made = made.filter(pc.is_in(made["diagnosis"], pa.array(classes, pa.string())))
+    encoded = image_bytes(real) + image_bytes(made)
+    labels = [classes.index(name) for name in real["diagnosis"].to_pylist() + made["diagnosis"].to_pylist()]
+    provenance = {
+        "num_real": len(real), "num_synthetic": len(made),
+        "licences": sorted(set(real["licence"].to_pylist()) - {None}),
+    }  # fmt: skip
+    return DistillObjective(
+        section,
+        encoder,
+        ImageExamples(encoded, size, labels, balanced=True),
+        classes,
+        held_out=_held_out(corpus, classes, size),
+        teacher_dir=teacher_dir,
+        provenance=provenance,
+        log=log,
+    )
+
+
+def _held_out(corpus: pa.Table, classes: list[str], size: int) -> ImageExamples:
+    kept = pc.and_(pc.equal(corpus["split"], "val"), pc.equal(corpus["outcome"], records.ACCEPTED))
+    rows = with_images(corpus.filter(pc.and_(kept, pc.is_in(corpus["diagnosis"], pa.array(classes, pa.string())))))
+    return ImageExamples(image_bytes(rows), size, [classes.index(name) for name in rows["diagnosis"].to_pylist()])
+
+
+def _labelled(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_valid(table["diagnosis"]))
+
+
+def _seeded(seed: int, name: str, num_classes: int, image_size: int, encoder: Path | None) -> Normalised:
+    """A classifier whose fresh weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        checkpoint = None if encoder is None else encoder / "model.safetensors"
+        return build_classifier(name, num_classes, image_size, checkpoint)
+
+
+def _save_timm(model: Any, directory: Path) -> None:
+    from timm.models import save_for_hf
+
+    directory.mkdir(parents=True, exist_ok=True)
+    save_for_hf(model.model, str(directory), safe_serialization=True)
+
+
+def _agree(first: Tensor, second: Tensor) -> Tensor:
+    return (first == second).float().mean()

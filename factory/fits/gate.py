@@ -1,0 +1,74 @@
+"""The gate's latent segmenter, fitted on phantoms: lesion masks from image latents.
+
+It reads latents of the VAE it will be used with, and is fitted at the noise it will see: clean latents as a finished
+sample has them, and blurred ones as a clean estimate at a checkpoint is. It never sees the generator or its masks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from factory import phantom
+from factory.fits.joint import encode_pairs
+from factory.fits.objective import RowNoise
+from factory.models.joint import JointDenoiser
+from factory.models.latents import LATENT_CHANNELS
+from factory.models.segmenter import LatentSegmenter, dice_bce_loss, load_latent_segmenter, save_segmenter
+from factory.recipe import GateFitSection
+
+NOISE = 0.35  # of unit-variance latents, at most
+BLURRED = 0.3  # share of rows whose latents are smoothed, as early estimates are
+
+
+class GateExamples:
+    """Whitened image latents (N, 4, h, w) and masks (N, H, W) of phantoms, encoded once."""
+
+    def __init__(self, denoiser: JointDenoiser, seed: int, count: int, size: int) -> None:
+        scaled, self.masks = encode_pairs(denoiser, count, lambda index: _pair(seed, index, size), size)
+        self.latents = denoiser.stats.whiten(torch.from_numpy(scaled).float())[:, :LATENT_CHANNELS].half()
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        masks = torch.from_numpy(self.masks[indices][:, None]).float()
+        return {"latents": self.latents[torch.from_numpy(indices)].float(), "mask": masks}
+
+
+class FitGate:
+    """Objective: a LatentSegmenter for the VAE of the generator in `weights`, by Dice and cross-entropy (Eq. 12)."""
+
+    def __init__(self, weights: Path, section: GateFitSection, size: int, seed: int = 23) -> None:
+        denoiser = JointDenoiser.load(weights)
+        self.section, self.factor, self.vae_digest = section, denoiser.factor, denoiser.vae_digest
+        self.examples = GateExamples(denoiser, seed, section.phantoms, size)
+
+    def build(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.section.seed)
+            return LatentSegmenter(LATENT_CHANNELS, self.factor).train()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        latents = batch["latents"]
+        level = noise.uniform(1, 1, 1).to(latents) * NOISE
+        blurred = F.interpolate(F.avg_pool2d(latents, 2), scale_factor=2, mode="bilinear")
+        latents = torch.where(noise.uniform(1, 1, 1).to(latents) < BLURRED, blurred, latents)
+        logits = model(latents + level * noise.normal(*latents.shape[1:]).to(latents))
+        return {"loss": dice_bce_loss(logits, batch["mask"])}
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        assert isinstance(model, LatentSegmenter)
+        save_segmenter(model, directory, self.vae_digest)
+
+    def load(self, directory: Path) -> nn.Module:
+        return load_latent_segmenter(directory, self.vae_digest)
+
+
+def _pair(seed: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    drawn = phantom.draw(seed, index, size)
+    return drawn.image, drawn.mask

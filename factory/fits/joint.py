@@ -1,0 +1,214 @@
+"""Fits of the joint generator: the starter from nothing, and LoRA on whatever base is given.
+
+Both minimise `joint_loss` on whitened latents of image and mask; they differ in what trains. Latents are encoded
+once, and captions are read by the same index, so the two can never come apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from factory.fits.objective import RowNoise
+from factory.images import read_mask, read_png
+from factory.models.joint import JointDenoiser, joint_loss
+from factory.models.latents import LatentStats
+from factory.models.lora import add_lora, save_lora
+from factory.models.segmenter import dice_bce_loss
+from factory.recipe import LoraSection
+
+ENCODE_BATCH = 8
+
+
+class LatentExamples:
+    """Whitened joint latents with their masks and captions' tokens.
+
+    latents (N, 8, h, w) float16, masks (N, H, W) bool, tokens (N, L) int. `caption_dropout` of the rows, drawn by
+    (step, row), train the unconditional half; their tokens are the empty prompt's.
+    """
+
+    def __init__(self, latents: np.ndarray, masks: np.ndarray, tokens: np.ndarray) -> None:
+        self.latents, self.masks, self.tokens = latents, masks, tokens
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        return {
+            "latents": torch.from_numpy(self.latents[indices].astype(np.float32)),
+            "mask": torch.from_numpy(self.masks[indices][:, None].astype(np.float32)),
+            "tokens": torch.from_numpy(self.tokens[indices].astype(np.int64)),
+        }
+
+
+def tokens_of(denoiser: JointDenoiser, prompts: Sequence[str]) -> np.ndarray:
+    """Prompts -> token ids (N, L), padded to the tokenizer's length as `condition` pads them."""
+    length = denoiser.tokenizer.model_max_length
+    found = denoiser.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
+    return np.asarray(found["input_ids"], np.int32)
+
+
+def encode_pairs(
+    denoiser: JointDenoiser, count: int, pair: Callable[[int], tuple[np.ndarray, np.ndarray]], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled, not yet whitened latents (N, 8, h, w) float16 and masks (N, H, W) bool of `pair(index)`'s images
+    (H, W, 3) uint8 and masks (H, W) bool."""
+    latents = np.empty((count, *denoiser.latent_shape(size, size)), np.float16)
+    masks = np.empty((count, size, size), bool)
+    for start in range(0, count, ENCODE_BATCH):
+        pairs = [pair(index) for index in range(start, min(count, start + ENCODE_BATCH))]
+        images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        stacked = np.stack([mask for _, mask in pairs])
+        masks[start : start + len(pairs)] = stacked
+        scaled = denoiser.scaled_latents(images, torch.from_numpy(stacked[:, None]).float())
+        latents[start : start + len(pairs)] = scaled.numpy()
+    return latents, masks
+
+
+class FitStarter:
+    """Objective: U-Net and text encoder of a fresh joint denoiser, on latents that were encoded before."""
+
+    def __init__(self, base: Callable[[], JointDenoiser], examples: LatentExamples, caption_dropout: float = 0.1) -> None:
+        self.base, self.examples, self.caption_dropout = base, examples, caption_dropout
+        self.denoiser: JointDenoiser | None = None
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        self.denoiser = self.base()
+        self._empty = torch.from_numpy(tokens_of(self.denoiser, [""]).astype(np.int64))
+        model = nn.ModuleDict({"unet": self.denoiser.unet, "text_encoder": self.denoiser.text_encoder})
+        return model.requires_grad_(True).train()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        assert self.denoiser is not None
+        latents = batch["latents"]
+        dropped = noise.uniform(1) < self.caption_dropout
+        tokens = torch.where(dropped, self._empty, batch["tokens"])
+        return joint_loss(
+            model["unet"],  # type: ignore[index]
+            None,
+            self.denoiser.scheduler,
+            latents=latents,
+            noise=noise.normal(*latents.shape[1:]),
+            timesteps=noise.integers(len(self.denoiser.alphas_cumprod)),
+            condition=model["text_encoder"](tokens)[0],  # type: ignore[index]
+            mask=batch["mask"],
+            mask_weight=1.0,
+            head_weight=0.0,
+        )
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        assert self.denoiser is not None
+        model.eval()
+        self.denoiser.save(directory, dtype=torch.float16)
+
+    def load(self, directory: Path) -> nn.Module:
+        return JointDenoiser.load(directory).unet
+
+
+class FitMaskHead:
+    """Objective: the tiny decoder of mask latents, on clean and slightly noised latents of true masks."""
+
+    NOISE = 0.3  # of unit-variance latents: what sampling leaves in them
+
+    def __init__(self, base: Callable[[], JointDenoiser], examples: LatentExamples) -> None:
+        self.base, self.examples = base, examples
+
+    def build(self) -> nn.Module:
+        head = self.base().mask_head
+        assert head is not None
+        return head.requires_grad_(True).train()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        latents = batch["latents"][:, 4:]
+        level = noise.uniform(1, 1, 1) * self.NOISE
+        logits = model(latents + level * noise.normal(*latents.shape[1:]))
+        return {"loss": dice_bce_loss(logits, batch["mask"])}
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        model.save(directory)  # type: ignore[operator]
+
+    def load(self, directory: Path) -> nn.Module:
+        from factory.models.latents import MaskHead
+
+        return MaskHead.load(directory)
+
+
+class FitLora:
+    """Objective: LoRA and both new convolutions on a frozen base.
+
+    images and masks are encoded PNG bytes, prompts their captions; images that are not `size` px square are scaled.
+    """
+
+    def __init__(
+        self, weights: Path, images: Sequence[bytes], masks: Sequence[bytes], prompts: Sequence[str],
+        section: LoraSection, size: int,
+    ) -> None:  # fmt: skip
+        self.weights, self.section = weights, section
+        self.denoiser = JointDenoiser.load(weights)
+        latents, found = encode_pairs(
+            self.denoiser, len(images), lambda index: _square(images[index], masks[index], size), size
+        )
+        self._fit_stats(latents)
+        whitened = self.denoiser.stats.whiten(torch.from_numpy(latents).float()).half().numpy()
+        self.examples = LatentExamples(whitened, found, tokens_of(self.denoiser, prompts))
+
+    def _fit_stats(self, scaled: np.ndarray) -> None:
+        """A plain base has no mask statistics: they come from the corpus. A joint one keeps those it was fitted on."""
+        if self.denoiser.stats == LatentStats() and len(scaled):
+            self.denoiser.stats = LatentStats.measure(torch.from_numpy(scaled).float(), whiten_image=False)
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(self.section.seed)
+        for module in (self.denoiser.text_encoder, self.denoiser.mask_head):
+            if module is not None:
+                module.requires_grad_(False)
+        self._empty = self.denoiser.condition([""])
+        return add_lora(self.denoiser.unet, self.section.rank).train()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        latents = batch["latents"]
+        with torch.no_grad():
+            condition = self.denoiser.text_encoder(batch["tokens"])[0]
+        dropped = noise.uniform(1, 1) < self.section.caption_dropout
+        return joint_loss(
+            model,
+            self.denoiser.mask_head,
+            self.denoiser.scheduler,
+            latents=latents,
+            noise=noise.normal(*latents.shape[1:]).to(latents),
+            timesteps=noise.integers(len(self.denoiser.alphas_cumprod)).to(latents.device),
+            condition=torch.where(dropped.to(latents.device), self._empty.to(latents.device), condition),
+            mask=batch["mask"],
+            mask_weight=self.section.mask_weight,
+            head_weight=self.section.head_weight,
+        )
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        save_lora(directory, model.eval())
+        self.denoiser.stats.save(directory / "latent_stats.json")
+
+    def load(self, directory: Path) -> nn.Module:
+        return JointDenoiser.load(self.weights, adapter=directory).unet
+
+
+def _square(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its mask at size x size px: the longer side cut about the lesion's centre, then scaled."""
+    import cv2
+
+    rgb, found = read_png(image), read_mask(mask)
+    height, width = found.shape
+    side = min(height, width)
+    ys, xs = np.nonzero(found)
+    centre = (ys.mean(), xs.mean()) if len(ys) else (height / 2, width / 2)
+    top = int(np.clip(centre[0] - side / 2, 0, height - side))
+    left = int(np.clip(centre[1] - side / 2, 0, width - side))
+    rgb, found = rgb[top : top + side, left : left + side], found[top : top + side, left : left + side]
+    if side != size:
+        rgb = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
+        found = cv2.resize(found.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) >= 0.5
+    return rgb, found

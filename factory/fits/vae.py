@@ -1,0 +1,93 @@
+"""The starter's autoencoder, fitted on phantoms alone so that it carries real skin.
+
+It is diffusers' AutoencoderDC (see `models/starter.build_vae`). The loss is L1 and MSE on pixels and L1 on their
+gradients (hair and network are edges); noise on the latents keeps the space smooth enough to be denoised in. Half of the work is in the examples: phantoms are cut at random, recoloured
+and relit, because real skin is more varied than any renderer, and masks are shown as grey pictures too, because the
+joint generator encodes masks with this VAE.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+
+from factory import phantom
+from factory.fits.objective import RowNoise
+from factory.models.starter import build_vae
+
+MSE_WEIGHT = 2.0
+GRADIENT_WEIGHT = 0.25
+LATENT_NOISE = 0.03  # of the latents' deviation
+MASK_SHARE = 0.12  # of the crops are masks
+
+
+class PhantomCrops:
+    """Two random square crops per phantom, (2 rows, 3, crop, crop) in [-1, 1], a function of (seed, index)."""
+
+    def __init__(self, seed: int, count: int, size: int = 128, crop: int = 64) -> None:
+        self.seed, self.count, self.size, self.crop = seed, count, size, crop
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        crops = [crop for index in indices for crop in self._crops(int(index))]
+        return {"image": torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous() * 2 - 1}
+
+    def _crops(self, index: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.seed, index, 7])
+        drawn = phantom.draw(self.seed, index, self.size)
+        image = drawn.image.astype(np.float32) / 255
+        return [self._crop(rng, image, drawn.mask) for _ in range(2)]
+
+    def _crop(self, rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        top, left = rng.integers(0, self.size - self.crop + 1, 2)
+        window = np.s_[top : top + self.crop, left : left + self.crop]
+        if rng.random() < MASK_SHARE:
+            return np.repeat(mask[window][..., None].astype(np.float32), 3, axis=2)
+        return _relight(rng, np.rot90(image[window], rng.integers(4)))
+
+
+def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Another camera and lamp: gamma, contrast, channel gains, and now and then mixed channels."""
+    if rng.random() < 0.05:
+        mix = np.eye(3) + rng.normal(0, 0.25, (3, 3))
+        image = image @ (mix / mix.sum(axis=1, keepdims=True)).astype(np.float32).T
+    gains = rng.normal(1.0, 0.07, 3).astype(np.float32)
+    image = np.clip(image, 1e-4, 1) ** np.float32(np.exp(rng.normal(0, 0.2)))
+    image = (image * gains - 0.5) * np.float32(np.exp(rng.normal(0, 0.15))) + 0.5
+    return np.clip(image + np.float32(rng.normal(0, 0.05)), 0, 1)
+
+
+class FitVae:
+    """Objective: an AutoencoderDC over phantom crops."""
+
+    def __init__(self, seed: int = 1, count: int = 1_000_000, size: int = 128, **architecture: Any) -> None:
+        self.examples = PhantomCrops(seed, count, size)
+        self.architecture = architecture
+
+    def build(self) -> AutoencoderDC:
+        torch.manual_seed(0)
+        return build_vae(**self.architecture).train()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        image = batch["image"]
+        latents = model.encode(image).latent  # type: ignore[operator]
+        spread = LATENT_NOISE * latents.detach().std()
+        eps = noise.normal(2, *latents.shape[1:]).flatten(0, 1)
+        error = model.decode(latents + spread * eps).sample - image  # type: ignore[operator]
+        pixels, mse = error.abs().mean(), error.square().mean()
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        loss = pixels + MSE_WEIGHT * mse + GRADIENT_WEIGHT * edges
+        return {"loss": loss, "pixels": pixels, "edges": edges, "mse": mse, "spread": latents.detach().std()}
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        model.save_pretrained(directory)  # type: ignore[operator]
+
+    def load(self, directory: Path) -> AutoencoderDC:
+        return AutoencoderDC.from_pretrained(directory)

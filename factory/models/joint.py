@@ -1,0 +1,375 @@
+"""SkinDualGen's joint generator (arXiv 2507.19970): image and mask latents denoised together.
+
+A Stable Diffusion U-Net whose `conv_in` and `conv_out` have eight channels, four of the image and four of its mask.
+Both come from the same frozen VAE (the mask as a grey picture) and share one timestep, so the mask is sampled with
+the image and not segmented afterwards. The paper's public text does not give the encoding; this is the `latent8`
+reading of it. All parts are diffusers' and transformers' own classes, and the directory is a diffusers directory.
+
+Letters: B samples, C = 8 latent channels, h and w latent sides, L tokens, D token width, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
+from factory.models.latents import LatentStats, MaskHead, mask_to_vae_input
+from factory.models.lora import fuse, load_adapter
+from factory.models.segmenter import dice_bce_rows
+from factory.models.starter import (
+    LATENT_CHANNELS,
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    checked_scheduler,
+    train_tokenizer,
+)
+from factory.models.weights import generator_digest, weight_files
+
+__all__ = [
+    "JointDenoiser", "LatentStats", "MaskHead", "build_scheduler", "build_starter", "build_text_encoder",
+    "build_unet", "build_vae", "joint_loss", "mask_to_vae_input", "train_tokenizer", "widen",
+]  # fmt: skip
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+STATS_FILE = "latent_stats.json"
+CODECS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC, AutoencoderTiny)}
+Codec = AutoencoderKL | AutoencoderDC | AutoencoderTiny
+PROMPT_BATCH = 8  # prompts are encoded at one shape, so that an embedding never depends on its neighbours
+
+
+def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same U-Net with four more channels in and out, in place.
+
+    New weights are zero: the image's prediction is then the base's to the last bit, and the mask's starts at zero, so
+    its loss starts near one and both parts have gradients from the first step. (`from_pretrained` with
+    `ignore_mismatched_sizes` leaves uninitialised memory there instead.)
+    """
+    if (unet.config.in_channels, unet.config.out_channels) != (LATENT_CHANNELS, LATENT_CHANNELS):
+        raise ValueError(
+            f"unet must have 4 channels in and out to be widened, got {unet.config.in_channels} in and "
+            f"{unet.config.out_channels} out; use a text-to-image base (4) or a joint one (8)."
+        )
+    unet.conv_in = _widened(unet.conv_in, into=2 * LATENT_CHANNELS, out_of=unet.conv_in.out_channels)
+    unet.conv_out = _widened(unet.conv_out, into=unet.conv_out.in_channels, out_of=2 * LATENT_CHANNELS)
+    unet.register_to_config(in_channels=2 * LATENT_CHANNELS, out_channels=2 * LATENT_CHANNELS)
+    return unet
+
+
+@torch.no_grad()
+def _widened(conv: nn.Conv2d, into: int, out_of: int) -> nn.Conv2d:
+    wide = nn.Conv2d(into, out_of, conv.kernel_size, conv.stride, conv.padding)  # type: ignore[arg-type]
+    wide = wide.to(conv.weight.device, conv.weight.dtype)
+    assert wide.bias is not None and conv.bias is not None
+    wide.weight.zero_()
+    wide.bias.zero_()
+    wide.weight[: conv.out_channels, : conv.in_channels] = conv.weight
+    wide.bias[: conv.out_channels] = conv.bias
+    return wide
+
+
+@dataclass
+class JointDenoiser:
+    """The joint family of `Denoiser`: a widened U-Net with its codec, its text encoder and its mask head.
+
+    Without a mask head the VAE decodes the mask, at the price of a second decode.
+    """
+
+    unet: UNet2DConditionModel
+    vae: Codec
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+    mask_head: MaskHead | None = None
+    stats: LatentStats = field(default_factory=LatentStats)
+    family: str = "joint"
+
+    def __post_init__(self) -> None:
+        checked_scheduler(self.scheduler)
+        if self.unet.config.in_channels != 2 * LATENT_CHANNELS:
+            widen(self.unet)
+        self.factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        for module in self._modules().values():
+            module.eval()
+
+    @classmethod
+    def load(cls, directory: str | Path, adapter: str | Path | None = None) -> JointDenoiser:
+        """From a Stable Diffusion directory as diffusers writes it, plain (4 channels, widened here) or joint (8),
+        and an adapter directory over it, merged into the weights. Everything is float32 and nothing is fetched.
+
+        An adapter's own `mask_head/` and `latent_stats.json` take the place of the base's.
+        """
+        base = _checked_directory(Path(directory))
+        unet = _from_safetensors(UNet2DConditionModel, base / "unet")
+        if unet.config.in_channels == LATENT_CHANNELS:
+            widen(unet)
+        layers = [base] if adapter is None else [Path(adapter), base]
+        if adapter is not None:
+            fuse(load_adapter(unet, adapter))
+        scheduler = DDIMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
+        head, stats = _first(layers, "mask_head"), _first(layers, STATS_FILE)
+        loaded = cls(
+            unet=unet,
+            vae=_from_safetensors(_codec_class(base / "vae"), base / "vae"),
+            text_encoder=_from_safetensors(CLIPTextModel, base / "text_encoder"),
+            tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True),
+            scheduler=DDIMScheduler.from_config(scheduler.config, clip_sample=False),
+            mask_head=MaskHead.load(head) if head else None,
+            stats=LatentStats.load(stats) if stats else LatentStats(),
+        )
+        loaded.digest = generator_digest(base, adapter)
+        return loaded
+
+    def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write a diffusers pipeline directory (`StableDiffusionPipeline` loads it; use `output_type="latent"`) with
+        the mask head and the statistics beside its parts. `dtype` is that of the stored U-Net, VAE and text encoder.
+        """
+        folder = Path(directory)
+        stored = {name: _copied(module, dtype) for name, module in self._modules().items() if name != "mask_head"}
+        pipeline = StableDiffusionPipeline(
+            **stored, tokenizer=self.tokenizer, scheduler=self.scheduler,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        if self.mask_head is not None:
+            self.mask_head.save(folder / "mask_head")
+        self.stats.save(folder / STATS_FILE)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> JointDenoiser:
+        """The same denoiser on another device, U-Net and text encoder in `dtype`; codec and head stay float32, where
+        half precision is known to overflow. Its digests stay those of the weights it was loaded from."""
+        _ = self.digest, self.vae_digest
+        for name, module in self._modules().items():
+            module.to(device, dtype if name in ("unet", "text_encoder") else torch.float32)
+        self.__dict__.pop("alphas_cumprod", None)
+        return self
+
+    def _modules(self) -> dict[str, nn.Module]:
+        parts: dict[str, nn.Module] = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        return parts if self.mask_head is None else {**parts, "mask_head": self.mask_head}
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        kind: PredictionType = self.scheduler.config.prediction_type
+        return kind
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """(T,) float32, on the U-Net's device."""
+        return self.scheduler.alphas_cumprod.to(self.unet.device)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the files it was loaded from, or of its tensors if it was made in memory."""
+        total = hashlib.sha256(json.dumps([asdict(self.stats), self.prediction_type]).encode())
+        total.update(_tensor_bytes(self.alphas_cumprod))
+        for name, module in self._modules().items():
+            total.update(f"{name} {_module_digest(module)}\n".encode())
+        return total.hexdigest()
+
+    @cached_property
+    def vae_digest(self) -> str:
+        """Of the VAE's values in float32, its scaling and the image's whitening: the same however it was stored."""
+        config = self.vae.config
+        scaling = [config.scaling_factor, self._shift, self.stats.image_mean, self.stats.image_std]
+        return hashlib.sha256(f"{json.dumps(scaling)} {_module_digest(self.vae)}".encode()).hexdigest()
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        if width % self.factor or height % self.factor:
+            raise ValueError(f"size must be a multiple of {self.factor}, got {width}x{height}; round it.")
+        return 2 * LATENT_CHANNELS, height // self.factor, width // self.factor
+
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] and (B, 1, H, W) in {0, 1} -> whitened latents (B, 8, h, w)."""
+        return self.stats.whiten(self.scaled_latents(image, mask))
+
+    @torch.no_grad()
+    def scaled_latents(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Latents before whitening: the modes (no sampling) of image and mask, by the VAE's scaling factor."""
+        both = torch.cat([image, mask_to_vae_input(mask).to(image)])  # (2B, 3, H, W)
+        scaled = (self._modes(both.to(self.vae.device, self.vae.dtype)) - self._shift) * self.vae.config.scaling_factor
+        return torch.cat(scaled.chunk(2), dim=1)
+
+    def _modes(self, pixels: Tensor) -> Tensor:
+        found = self.vae.encode(pixels)
+        if isinstance(self.vae, AutoencoderKL):
+            return found.latent_dist.mode()
+        return found.latent if isinstance(self.vae, AutoencoderDC) else found.latents
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+    @torch.no_grad()
+    def condition(self, prompts: list[str]) -> Tensor:
+        """Last hidden states (B, L, D) of prompts padded or cut to the tokenizer's `model_max_length`."""
+        found = [self._condition(prompts[i : i + PROMPT_BATCH]) for i in range(0, len(prompts), PROMPT_BATCH)]
+        return torch.cat(found)
+
+    def _condition(self, prompts: list[str]) -> Tensor:
+        padded = prompts + [""] * (PROMPT_BATCH - len(prompts))
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            padded, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids  # (PROMPT_BATCH, L)
+        return self.text_encoder(tokens.to(self.text_encoder.device))[0][: len(prompts)].float()
+
+    @torch.no_grad()
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, condition: Tensor, guidance: Tensor, unconditional: Tensor
+    ) -> Prediction:
+        """One forward of twice the batch (Eq. 8); latents (B, 8, h, w), timesteps (B,), results in float32."""
+        return classifier_free_guidance(self._network, latents, timesteps, condition, guidance, unconditional)
+
+    def _network(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        dtype = self.unet.dtype
+        return self.unet(latents.to(dtype), timesteps, condition.to(dtype), return_dict=False)[0].float()
+
+    def clean(self, latents: Tensor, timesteps: Tensor, prediction: Tensor) -> Tensor:
+        """Eq. 11, (B, 8, h, w)."""
+        return clean_estimate(self.prediction_type, latents, prediction, self.alphas_cumprod[timesteps])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, 8, h, w) -> image (B, 3, H, W) in [-1, 1], mask probability (B, 1, H, W)."""
+        image = self._decoded(self.stats.unwhiten(latents)[:, :LATENT_CHANNELS])
+        return image.clamp(-1, 1), self.mask(latents)
+
+    @torch.no_grad()
+    def mask(self, latents: Tensor) -> Tensor:
+        """Mask probability (B, 1, H, W): by the head, or by the VAE as the mean of its three channels."""
+        if self.mask_head is not None:
+            return self.mask_head(latents[:, LATENT_CHANNELS:]).sigmoid()
+        picture = self._decoded(self.stats.unwhiten(latents)[:, LATENT_CHANNELS:])
+        return ((picture.mean(dim=1, keepdim=True) + 1) / 2).clamp(0, 1)
+
+    def _decoded(self, scaled: Tensor) -> Tensor:
+        raw = scaled / self.vae.config.scaling_factor + self._shift
+        return self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0].float()
+
+    def image_latents(self, latents: Tensor) -> Tensor:
+        """The image's half, (B, 4, h, w), whitened; `vae_digest` names this space."""
+        return latents[:, :LATENT_CHANNELS]
+
+
+def build_starter(
+    captions: Iterable[str],
+    *,
+    vocab_size: int = 1024,
+    model_max_length: int = 48,
+    vae: Codec | dict[str, Any] | None = None,
+    unet: dict[str, Any] | None = None,
+    text_encoder: dict[str, Any] | None = None,
+    head_width: int = 48,
+    scheduler: dict[str, Any] | None = None,
+) -> JointDenoiser:
+    """A fresh joint denoiser of the starter's sizes (`factory.models.starter`), each part's arguments in a dict; `vae`
+    may be one that is already fitted. Weights come from torch's global seed."""
+    tokenizer = train_tokenizer(captions, vocab_size, model_max_length)
+    text = build_text_encoder(tokenizer, **(text_encoder or {}))
+    codec = vae if isinstance(vae, Codec) else build_vae(**(vae or {}))
+    return JointDenoiser(
+        unet=build_unet(**{"cross_attention_dim": text.config.hidden_size, **(unet or {})}),
+        vae=codec,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        scheduler=build_scheduler(**(scheduler or {})),
+        mask_head=MaskHead(factor=2 ** (len(codec.config.block_out_channels) - 1), width=head_width),
+    )
+
+
+def joint_loss(
+    unet: nn.Module,
+    mask_head: nn.Module | None,
+    scheduler: DDIMScheduler,
+    *,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    condition: Tensor,
+    mask: Tensor,
+    mask_weight: float,
+    head_weight: float,
+) -> dict[str, Tensor]:
+    """The joint objective: MSE of the image's prediction, `mask_weight` times the mask's, and `head_weight` times
+    alpha bar times BCE and Dice of the head on the clean mask latents (alpha bar, because that estimate means little
+    where noise prevails). Keys: `loss`, `image_mse`, `mask_mse`, and `head` where it counts.
+
+    latents and noise (B, 8, h, w), timesteps (B,) long, condition (B, L, D), mask (B, 1, H, W) in {0, 1}. `unet` may
+    be wrapped; the head is frozen, and gradients pass through it.
+    """
+    kind = scheduler.config.prediction_type
+    alpha_bar = scheduler.alphas_cumprod.to(latents.device)[timesteps]  # (B,)
+    signal, spread = (level.reshape(-1, 1, 1, 1) for level in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+    noisy = signal * latents + spread * noise
+    target = noise if kind == "epsilon" else signal * noise - spread * latents
+    predicted = unet(noisy, timesteps, condition, return_dict=False)[0].float()  # (B, 8, h, w)
+    error = (predicted - target).square()
+    terms = {"image_mse": error[:, :LATENT_CHANNELS].mean(), "mask_mse": error[:, LATENT_CHANNELS:].mean()}
+    loss = terms["image_mse"] + mask_weight * terms["mask_mse"]
+    if mask_head is not None and head_weight > 0:
+        estimate = clean_estimate(kind, noisy, predicted, alpha_bar)[:, LATENT_CHANNELS:]
+        terms["head"] = (alpha_bar * dice_bce_rows(mask_head(estimate), mask)).mean()
+        loss = loss + head_weight * terms["head"]
+    return {"loss": loss, **terms}
+
+
+def _checked_directory(base: Path) -> Path:
+    missing = [part for part in PARTS if not (base / part).is_dir()]
+    if missing:
+        raise ValueError(
+            f"weights must be a Stable Diffusion directory with {', '.join(PARTS)}, got {base} without "
+            f"{', '.join(missing)}; save the pipeline there with save_pretrained."
+        )
+    return base
+
+
+def _codec_class(folder: Path) -> Any:
+    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    if name not in CODECS:
+        raise ValueError(f"vae must be one of {', '.join(CODECS)}, got {name} in {folder}; use a base with such a VAE.")
+    return CODECS[name]
+
+
+def _from_safetensors(kind: Any, folder: Path) -> Any:
+    variant = weight_files(folder)[1]
+    return kind.from_pretrained(
+        folder, variant=variant, use_safetensors=True, local_files_only=True, dtype=torch.float32
+    ).eval()
+
+
+def _first(layers: list[Path], name: str) -> Path | None:
+    return next((layer / name for layer in layers if (layer / name).exists()), None)
+
+
+def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy to store: in `dtype`, with an adapter merged."""
+    copied = copy.deepcopy(module)
+    if getattr(copied, "peft_config", None):
+        fuse(copied)
+    return copied.to(dtype)
+
+
+def _module_digest(module: nn.Module) -> str:
+    total = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        total.update(f"{key} {tuple(value.shape)}\n".encode())
+        total.update(_tensor_bytes(value))
+    return total.hexdigest()
+
+
+def _tensor_bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().float().contiguous().numpy().tobytes()

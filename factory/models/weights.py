@@ -1,0 +1,75 @@
+"""Weights on disk: which files of a generator's directory count, and their digest. No torch, so a driver that only
+needs a fingerprint stays light."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+STARTER = Path(__file__).resolve().parent.parent / "starter"
+WEIGHTED_PARTS: tuple[str, ...] = ("unet", "vae", "text_encoder")
+_DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json")
+_ADAPTER = ("pytorch_lora_weights.safetensors", "dual_io.safetensors", "latent_stats.json")
+
+
+def weight_files(folder: Path) -> tuple[list[Path], str | None]:
+    """The safetensors files that are loaded from a part's folder, and their variant (`fp16`, or None).
+
+    Pickled weights are never read.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if ".fp16" not in file.name]
+    if not files:
+        raise ValueError(
+            f"{folder} must hold safetensors, got none; save the pipeline with safe_serialization=True or name another "
+            "directory. Pickled weights are not loaded."
+        )
+    return (plain, None) if plain else (files, "fp16")
+
+
+def generator_digest(directory: str | Path, adapter: str | Path | None = None) -> str:
+    """SHA-256 (64 hex digits) over the files that decide what a generator draws, adapter included, by name and
+    content."""
+    base = Path(directory)
+    files = [file for part in WEIGHTED_PARTS for file in weight_files(base / part)[0]]
+    files += [base / name for name in _DECIDING] + sorted(base.glob("mask_head/*.safetensors"))
+    total = hashlib.sha256(_listed(base, files))
+    if adapter is not None:
+        over = Path(adapter)
+        total.update(_listed(over, [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))))
+    return total.hexdigest()
+
+
+def canonical_metadata(path: Path) -> None:
+    """Rewrite a safetensors file with its metadata sorted: the library writes it in an order that changes from one
+    call to the next, so equal weights would have unequal digests."""
+    stored = path.read_bytes()
+    (length,) = struct.unpack("<Q", stored[:8])
+    header = json.loads(stored[8 : 8 + length])
+    if "__metadata__" in header:
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + stored[8 + length :])
+
+
+def _listed(base: Path, files: list[Path]) -> bytes:
+    """One line per file that is there: its name below base and the hash of its bytes."""
+    lines = [f"{file.relative_to(base).as_posix()} {_file_digest(file)}\n" for file in files if file.is_file()]
+    return "".join([*lines, "\n"]).encode()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_digest(directory: str | Path) -> str:
+    """SHA-256 over every safetensors and JSON file below a directory but its card, by name and content."""
+    base = Path(directory)
+    files = sorted([*base.rglob("*.safetensors"), *base.rglob("config.json")])
+    if not files:
+        raise ValueError(f"weights must be a directory with safetensors, got {directory}; fit them or name another.")
+    return hashlib.sha256(_listed(base, files)).hexdigest()

@@ -1,0 +1,88 @@
+"""The gate's policy: scores in, one verdict out. Total and ordered, so a rejected sample has exactly one reason.
+
+    non_finite          a score is NaN or infinite
+    empty_mask          score_area < min_area
+    full_mask           score_area > max_area
+    low_iou             the overlap is below the threshold of that lesion's size
+    implausible_shape   score_solidity < min_solidity (not asked of an early estimate)
+
+A rule whose score was not computed is skipped. The IoU threshold is `min_iou`, or what a disk of the lesion's area
+keeps when it is shifted by `shift_tolerance` of the image's side, if that is less: a fixed threshold on a coarse
+raster rejects small lesions by geometry alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from factory.images import Mask
+from factory.recipe import GateSection
+from factory.records import ACCEPTED, REJECTED
+
+Stage = Literal["final", "checkpoint"]
+REASONS: tuple[str, ...] = ("non_finite", "empty_mask", "full_mask", "low_iou", "implausible_shape")
+
+
+def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stage = "final") -> tuple[str, str | None]:
+    """The outcome and, when rejected, its one reason.
+
+    `scores` holds `iou` and the columns of `records.SCORES`; missing and None are the same. At a checkpoint the
+    overlap is `score_latent_iou` (or `iou` without it), may be `checkpoint_slack` below the threshold, and solidity
+    is not judged.
+    """
+    known = {name: value for name, value in scores.items() if value is not None}
+    if not all(math.isfinite(value) for value in known.values()):
+        return REJECTED, "non_finite"
+    area, early = known.get("score_area"), stage == "checkpoint"
+    if area is not None and area < section.min_area:
+        return REJECTED, "empty_mask"
+    if area is not None and area > section.max_area:
+        return REJECTED, "full_mask"
+    overlap = known.get("score_latent_iou", known.get("iou")) if early else known.get("iou")
+    slack = section.checkpoint_slack if early else 0.0
+    if overlap is not None and overlap < iou_threshold(area, section) - slack:
+        return REJECTED, "low_iou"
+    if not early and known.get("score_solidity", 1.0) < section.min_solidity:
+        return REJECTED, "implausible_shape"
+    return ACCEPTED, None
+
+
+def iou_threshold(area: float | None, section: GateSection) -> float:
+    """The least IoU for a lesion that covers `area` (0..1) of a square image."""
+    if area is None or section.shift_tolerance == 0:
+        return section.min_iou
+    return min(section.min_iou, shifted_disk_iou(math.sqrt(area / math.pi), section.shift_tolerance))
+
+
+def shifted_disk_iou(radius: float, shift: float) -> float:
+    """IoU of a disk with itself shifted by `shift`, in the same unit as `radius`."""
+    if radius <= 0 or shift >= 2 * radius:
+        return 0.0
+    half = shift / (2 * radius)
+    both = 2 * radius**2 * math.acos(half) - shift / 2 * math.sqrt(4 * radius**2 - shift**2)
+    return both / (2 * math.pi * radius**2 - both)
+
+
+def shape_scores(mask: Mask) -> dict[str, float]:
+    """Facts of a mask (H, W): `score_area` (share of the image), `score_solidity`, `score_components`.
+
+    Solidity is the area over the area of the convex hull of all pieces, so a torn or scattered mask has a low one;
+    of an empty mask it is 0. Components are 8-connected.
+    """
+    pixels = mask.astype(np.uint8)
+    area = int(pixels.sum())
+    if area == 0:
+        return {"score_area": 0.0, "score_solidity": 0.0, "score_components": 0.0}
+    hull = cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))
+    filled = cv2.fillConvexPoly(np.zeros_like(pixels), hull, 1)
+    components = cv2.connectedComponents(pixels, connectivity=8)[0] - 1
+    return {
+        "score_area": area / mask.size,
+        "score_solidity": min(1.0, area / int(filled.sum())),
+        "score_components": float(components),
+    }

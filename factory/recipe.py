@@ -1,0 +1,298 @@
+"""The recipe: one complete, typed configuration of a run. YAML in, every mistake at once, by line.
+
+A recipe is layered: the defaults below, then a named or given YAML file, then `--set a.b=c`. Each table and each
+fit depends on some sections only, and its fingerprint is made of those (see `FINGERPRINTS`), so that a change
+elsewhere does not refuse it. The models live on the ground floor so that a wrong recipe is refused before
+anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from factory import taxonomy
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and strict about what it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _refuse(problems: list[str]) -> None:
+    """One error for all that is wrong with a section, a line each; the loader takes it apart again."""
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+class PhantomSection(Section):
+    """The phantom corpus, used when no other source is named."""
+
+    count: Natural = 512
+    size: Annotated[int, Field(ge=32, le=512)] = 128
+    seed: Natural = 2017
+
+
+class CorpusSection(Section):
+    """Where images come from and how they are split."""
+
+    sources: dict[str, str] = {}  # reader name -> path; empty means phantoms
+    phantoms: PhantomSection = PhantomSection()
+    min_side: Annotated[int, Field(ge=16)] = 128  # DermaFlux drops images whose shorter side is below this
+    scales: list[Annotated[int, Field(ge=16, le=2048)]] = [128, 256, 512]  # rungs; an image is stored at one
+    max_pixels: Count = 64_000_000  # a larger declared size is refused before it is decoded
+    max_bytes: Count = 67_108_864
+    unit_rows: Count = 256
+    val_share: Share = 0.1
+    test_share: Share = 0.1
+
+    @model_validator(mode="after")
+    def _scales_reach_min_side(self) -> CorpusSection:
+        problems = []
+        if not self.scales or min(self.scales) > self.min_side:
+            problems.append(f"scales must hold a rung not above min_side ({self.min_side}), got {self.scales}")
+        if self.val_share + self.test_share >= 1.0:
+            problems.append("val_share + test_share must leave a training split, so be below 1")
+        _refuse(problems)
+        return self
+
+
+class CaptionSection(Section):
+    """How captions are written."""
+
+    captioner: Literal["measured"] = "measured"
+    label_in_prompt: bool = True  # DermaFlux gives the diagnosis to the captioner; False is the blind arm
+
+
+class FitSection(Section):
+    """What the train loop needs to know of any objective."""
+
+    steps: Count = 200
+    batch_size: Count = 16  # over all workers
+    learning_rate: Positive = 1e-4
+    warmup_steps: Natural = 20
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at zero
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    clip_norm: Positive = 1.0
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 0 keeps no average
+    num_workers: Count = 1
+    checkpoint_every: Count = 100
+    seed: Natural = 0
+
+
+class LoraSection(FitSection):
+    """LoRA on a generator. alpha equals the rank: a loader that ignores metadata then still scales it right."""
+
+    family: Literal["joint"] = "joint"
+    rank: Count = 16
+    learning_rate: Positive = 3e-4
+    caption_dropout: Share = 0.1
+    mask_weight: Annotated[float, Field(ge=0.0)] = 1.0  # lambda_m: the mask latents' share of the loss
+    head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
+
+
+class GateFitSection(FitSection):
+    """The gate's latent segmenter, fitted on phantoms."""
+
+    steps: Count = 2000
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    phantoms: Count = 4096
+
+
+class MaeSection(FitSection):
+    """Masked autoencoder pre-training (He et al. 2022) of a timm ViT."""
+
+    encoder: str = "vit_tiny_patch16_224"
+    image_size: Annotated[int, Field(ge=32)] = 64
+    patch_size: Count = 8
+    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    norm_pix_loss: bool = True
+    decoder_width: Count = 64
+    decoder_depth: Count = 2
+    include_samples: bool = True
+    learning_rate: Positive = 1.5e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+
+
+class DistillSection(FitSection):
+    """Distillation of the fine-tuned MAE encoder into a phone-size student."""
+
+    student: str = "mobilenetv3_small_050"
+    teacher_steps: Count = 100
+    temperature: Positive = 4.0
+    alpha: Share = 0.7  # share of the soft-target term
+    learning_rate: Positive = 1e-3
+
+
+class FitsSection(Section):
+    """One section per objective."""
+
+    lora: LoraSection = LoraSection()
+    gate: GateFitSection = GateFitSection()
+    mae: MaeSection = MaeSection()
+    distill: DistillSection = DistillSection()
+
+
+class PlanSection(Section):
+    """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
+
+    count: Count = 256
+    generator: Literal["joint"] = "joint"
+    diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
+    skin_types: list[str] = list(taxonomy.SKIN_TYPES)
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 128
+    guidance: Annotated[float, Field(ge=1.0, le=30.0)] = 2.0
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    seed: Natural = 0
+    audit_share: Share = 0.02  # carried to the end ungated, to measure what the gate's rejection biases
+    audit_min: Natural = 16
+    unit_rows: Count | None = None  # None: see stages/plan.py
+
+    @model_validator(mode="after")
+    def _words_are_known(self) -> PlanSection:
+        problems = []
+        for field, words, vocabulary in (
+            ("diagnoses", self.diagnoses, taxonomy.DIAGNOSES),
+            ("skin_types", self.skin_types, taxonomy.SKIN_TYPES),
+        ):
+            if not words or len(set(words)) != len(words):
+                problems.append(f"{field} must name each word once and at least one, got {words}")
+            for word in words:
+                try:
+                    taxonomy.check(word, vocabulary, field)
+                except ValueError as error:
+                    problems.append(str(error))
+        cells = len(self.diagnoses) * len(self.skin_types)
+        if self.count < cells:
+            problems.append(f"count must give every cell at least one sample: {cells} cells, got count {self.count}")
+        _refuse(problems)
+        return self
+
+
+class GateSection(Section):
+    """The gate's policy. Rules run in the order of the fields; the first that fails is the reason."""
+
+    weights: str = "starter"
+    min_area: Share = 0.004  # of the image; below it a mask is empty
+    max_area: Share = 0.95
+    min_iou: Share = 0.7  # DiffAug's theta
+    min_solidity: Share = 0.6
+    shift_tolerance: Share = (
+        0.015  # of the side: a shift that is forgiven, so tiny lesions need less IoU; 0 forgives none
+    )
+    checkpoints: list[Share] = [0.7]  # shares of the calls after which the clean estimate is judged
+    checkpoint_slack: Share = 0.25  # how far below min_iou an early estimate may be
+
+
+class SynthesizeSection(Section):
+    """How the plan is carried out."""
+
+    weights: str = "starter"  # `starter`, or a diffusers directory
+    adapter: str | None = None  # a name under RUN/weights, or a LoRA directory; None uses the newest fit, if any
+    slots: Annotated[int, Field(ge=1, le=512)] = 16
+    num_actors: Count | None = None  # None: from what the cluster has
+    num_threads: Count = 1
+    keep_rejected: Literal["none", "latents", "image"] = "none"
+    solver: Literal["ddim", "dpm++2m"] = "ddim"
+
+
+class WorthSection(Section):
+    """The worth experiment: classifier and U-Net on real, real repeated, real + synthetic."""
+
+    seeds: Count = 3
+    folds: Annotated[int, Field(ge=2)] = 3
+    steps: Count = 120
+    batch_size: Count = 32
+    image_size: Annotated[int, Field(ge=32, multiple_of=8)] = 64  # the U-Net halves it three times
+    classifier: str = "mobilenetv3_small_050"
+    max_real: Count = 1000
+
+
+class EvaluateSection(Section):
+    gate_pairs: Count = 400  # pairs with planted faults that the gate is tried on
+    worth: WorthSection = WorthSection()
+
+
+class ReleaseSection(Section):
+    """What leaves the house."""
+
+    name: str = "dermafactory-set"
+    shard_bytes: Count = 536_870_912
+    allow: Literal["any", "commercial"] = "any"
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    corpus: CorpusSection = CorpusSection()
+    caption: CaptionSection = CaptionSection()
+    fit: FitsSection = FitsSection()
+    plan: PlanSection = PlanSection()
+    synthesize: SynthesizeSection = SynthesizeSection()
+    gate: GateSection = GateSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    release: ReleaseSection = ReleaseSection()
+
+
+# The sections (dotted) that each table's content depends on, beside its parents and weights.
+FINGERPRINTS: dict[str, tuple[str, ...]] = {
+    "listing": ("corpus.sources", "corpus.phantoms", "corpus.unit_rows"),
+    "intake": ("corpus",),
+    "corpus": ("corpus",),
+    "captions": ("caption",),
+    "plan": ("plan",),
+    "samples": ("synthesize.slots", "synthesize.num_threads", "synthesize.keep_rejected", "synthesize.solver", "gate"),
+}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong with a recipe: where it was written, the dotted field, and the rule with what was got."""
+
+    where: str
+    field: str
+    rule: str
+
+
+class RecipeError(ValueError):
+    """Every mistake of a recipe in one message; `mistakes` holds them apart."""
+
+    def __init__(self, name: str, mistakes: list[Mistake]) -> None:
+        self.mistakes = mistakes
+        width = max(len(mistake.where) for mistake in mistakes)
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        lines = [f"  {m.where:<{width}}  {m.field}: {m.rule}".replace("  : ", "  ") for m in mistakes]
+        super().__init__("\n".join([f"{name} has {count}:", *lines]))
+
+
+def load(source: str | Path | None = None, overrides: Iterable[str] = (), base: Recipe | None = None) -> Recipe:
+    """The recipe of a name (`smoke`), a YAML file or, for None, `base` or the defaults, with `a.b=c` overrides on top.
+
+    Raises RecipeError with every mistake at once.
+    """
+    from factory import recipe_yaml
+
+    return recipe_yaml.load(source, overrides, base)
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The whole recipe with every default filled in, as YAML that loads to the same recipe."""
+    from factory import recipe_yaml
+
+    return recipe_yaml.resolved_yaml(recipe)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors and for other programs."""
+    return Recipe.model_json_schema()

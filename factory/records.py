@@ -1,0 +1,148 @@
+"""The record: the columns of every table, the ids of its rows, and what can become of one.
+
+Identity is content. A corpus row is named by where it came from, its pixels by their hash, a planned sample by
+(plan fingerprint, index); a sample's noise seed comes from its id, so nothing about a sample depends on when,
+where or beside whom it was made.
+
+    {"sample_id": "6d1f...", "unit": 3, "index": 201, "diagnosis": "melanoma", "skin_type": "IV",
+     "image": {"bytes": b"\\x89PNG...", "path": "6d1f....png"}, "iou": 0.91, "outcome": "accepted", "reason": None}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+
+from factory import taxonomy
+
+ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
+OUTCOMES: tuple[str, ...] = (ACCEPTED, REJECTED, FAILED)
+
+# The struct that Hugging Face `datasets` reads as an Image feature.
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+_OUTCOME_FIELDS = [("outcome", pa.string()), ("reason", pa.string())]
+
+_CORPUS = [
+    ("row_id", pa.string()), ("record_id", pa.string()), ("source", pa.string()), ("source_id", pa.string()),
+    ("image", IMAGE), ("mask", IMAGE), ("mask_source", pa.string()), ("modality", pa.string()),
+    ("diagnosis", pa.string()), ("confirmation", pa.string()), ("malignant", pa.bool_()),
+    ("skin_type", pa.string()), ("skin_type_scale", pa.string()), ("skin_type_source", pa.string()),
+    ("site", pa.string()), ("age", pa.float32()), ("sex", pa.string()), ("diameter_mm", pa.float32()),
+    ("patient_id", pa.string()), ("lesion_id", pa.string()), ("group_id", pa.string()), ("split", pa.string()),
+    ("width", pa.int32()), ("height", pa.int32()), ("scale", pa.int32()), ("licence", pa.string()),
+    # What a phantom knows about itself; null for real images.
+    ("true_asymmetry", pa.float32()), ("true_border_irregularity", pa.float32()), ("true_color_count", pa.int32()),
+    ("true_colors", pa.list_(pa.string())),
+    *_OUTCOME_FIELDS,
+]  # fmt: skip
+
+_CAPTIONS = [
+    ("record_id", pa.string()), ("caption", pa.string()), ("asymmetry", pa.float32()),
+    ("border_irregularity", pa.float32()), ("color_count", pa.int32()), ("colors", pa.list_(pa.string())),
+    ("mask_source", pa.string()), ("captioner", pa.string()), ("label_in_prompt", pa.bool_()),
+    *_OUTCOME_FIELDS,
+]  # fmt: skip
+
+_PLAN = [
+    ("sample_id", pa.string()), ("unit", pa.int32()), ("index", pa.int64()), ("round", pa.int32()),
+    ("retry_of", pa.string()), ("generator", pa.string()), ("diagnosis", pa.string()), ("skin_type", pa.string()),
+    ("prompt", pa.string()), ("text_length", pa.int32()), ("mask", IMAGE), ("parents", pa.list_(pa.string())),
+    ("seed", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("guidance", pa.float32()),
+    ("num_inference_steps", pa.int32()), ("audit", pa.bool_()),
+]  # fmt: skip
+
+# Scores are facts, whatever the verdict; a score that was not computed is null.
+SCORES: tuple[str, ...] = (
+    "score_latent_iou", "score_confidence", "score_area", "score_solidity", "score_components", "score_hausdorff_px",
+)  # fmt: skip
+_SAMPLES = [
+    *((name, dtype) for name, dtype in _PLAN if name != "mask"),
+    ("image", IMAGE), ("mask", IMAGE), ("mask_source", pa.string()), ("iou", pa.float32()),
+    *((name, pa.float32()) for name in SCORES),
+    ("latents", pa.binary()), ("calls_run", pa.int32()), ("batch_shape", pa.int32()), ("num_threads", pa.int32()),
+    ("weights_digest", pa.string()), ("gate_digest", pa.string()), *_OUTCOME_FIELDS,
+]  # fmt: skip
+
+
+def _schema(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    schema = pa.schema([pa.field(name, dtype) for name, dtype in fields])
+    return schema.with_metadata({b"huggingface": json.dumps({"info": {"features": _features(schema)}}).encode()})
+
+
+def _features(schema: pa.Schema) -> dict[str, object]:
+    """The `datasets` features of a schema, so that a sealed table loads as it is."""
+    return {field.name: _feature(field.type) for field in schema}
+
+
+def _feature(dtype: pa.DataType) -> object:
+    if dtype == IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(dtype):
+        return {"feature": _feature(dtype.value_type), "_type": "List"}
+    names = {pa.string(): "string", pa.binary(): "binary", pa.int32(): "int32", pa.int64(): "int64", pa.float32(): "float32"}
+    return {"dtype": "bool" if dtype == pa.bool_() else names[dtype], "_type": "Value"}
+
+
+_LISTING = [("unit", pa.int32()), ("source", pa.string()), ("source_id", pa.string())]
+
+LISTING, CORPUS, CAPTIONS, PLAN, SAMPLES = (_schema(f) for f in (_LISTING, _CORPUS, _CAPTIONS, _PLAN, _SAMPLES))
+# `intake` is the corpus before its second pass, which needs all rows: groups, splits, exact duplicates.
+SCHEMAS: dict[str, pa.Schema] = {
+    "listing": LISTING, "intake": CORPUS, "corpus": CORPUS, "captions": CAPTIONS, "plan": PLAN, "samples": SAMPLES,
+}  # fmt: skip
+
+
+def digest(*parts: object) -> str:
+    """32 hex digits of SHA-256 over the parts, separated so that ("ab", "c") and ("a", "bc") differ."""
+    text = json.dumps([part if isinstance(part, (int, float, bool, type(None))) else str(part) for part in parts])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def row_id(source: str, source_id: str) -> str:
+    """The id of a source entry; an unreadable image has one too."""
+    return digest("row", source, source_id)
+
+
+def record_id(pixels: np.ndarray) -> str:
+    """The id of an image's content: a hash of its decoded pixels, (H, W, 3) uint8."""
+    shape = "x".join(map(str, pixels.shape)).encode()
+    return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:32]
+
+
+def sample_id(plan_fingerprint: str, index: int) -> str:
+    """The id of planned sample `index` of a plan."""
+    return digest("sample", plan_fingerprint, index)
+
+
+def seed_of(identifier: str) -> int:
+    """A 63-bit noise seed from an id."""
+    return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") >> 1
+
+
+def image_struct(data: bytes | None, path: str) -> dict[str, object] | None:
+    """Encoded bytes as the value of an image column, or None."""
+    return None if data is None else {"bytes": data, "path": path}
+
+
+def rows_to_table(name: str, rows: list[dict[str, object]]) -> pa.Table:
+    """Rows of one table under its schema: absent columns are null, unknown columns and outcomes are refused."""
+    schema = SCHEMAS[name]
+    unknown = sorted({key for row in rows for key in row} - set(schema.names))
+    if unknown:
+        raise ValueError(f"{name} has no column {', '.join(unknown)}; add it to factory/records.py or leave it out.")
+    if "outcome" in schema.names:
+        for row in rows:
+            _check_outcome(name, row)
+    return pa.Table.from_pylist([{key: row.get(key) for key in schema.names} for row in rows], schema=schema)
+
+
+def _check_outcome(name: str, row: dict[str, object]) -> None:
+    taxonomy.check(str(row.get("outcome")), OUTCOMES, f"{name}.outcome")
+    if (row["outcome"] == ACCEPTED) != (row.get("reason") is None):
+        raise ValueError(
+            f"{name}.reason must be given exactly when a row is not accepted, "
+            f"got outcome {row['outcome']!r} with reason {row.get('reason')!r}; give one reason per lost row."
+        )

@@ -1,0 +1,160 @@
+"""What the report is built from: plain data, and how a run gives it.
+
+What the lab measured lies in RUN/lab as JSON, as its functions return it: `worth.json` (`lab.worth.run_worth`),
+`near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` and `caption_accuracy.json` (`lab.truth`).
+What is absent is None, and the report says which command makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from factory.records import ACCEPTED, REJECTED
+from factory.release import licences
+from factory.release.pictures import stratified
+from factory.release.provenance import Fit, RunFacts, as_store, fits_of, parents_of, read_json, run_facts
+from factory.run import Run
+from factory.storage import Store
+from factory.tables import Table
+
+# What makes each input, after `factory` and before `--run RUN`.
+COMMANDS: dict[str, str] = {
+    "corpus": "ingest", "captions": "caption", "plan": "plan", "samples": "synthesize", "fits": "fit lora",
+    "worth": "evaluate worth", "gate": "evaluate gate", "caption_accuracy": "evaluate captions",
+    "near_copies": "evaluate near_copies",
+}  # fmt: skip
+
+NUM_ACCEPTED, NUM_REJECTED, NUM_REAL_EACH = 48, 16, 5
+_MAX_PARTS = 16  # pictures come from so many parts at most, so that a report on a million samples reads 1 GB, not 100
+
+_CORPUS = ["row_id", "source", "diagnosis", "skin_type", "split", "outcome", "reason", "true_asymmetry"]
+_PLAN = ["diagnosis", "skin_type"]
+_SAMPLES = [
+    "sample_id", "generator", "diagnosis", "skin_type", "outcome", "reason", "calls_run", "num_inference_steps",
+]  # fmt: skip
+_SHOWN = ["sample_id", "diagnosis", "skin_type", "prompt", "iou", "seed", "outcome", "reason", "image", "mask"]
+_SHOWN_REAL = ["row_id", "source", "source_id", "diagnosis", "skin_type", "image", "mask"]
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything on the page. Tables carry the columns above and need no images; `shown` and `real` do.
+
+    corpus, captions, plan, samples: rows without pictures, or None where the table is not sealed.
+    shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
+    worth, gate, caption_accuracy, near_copies: what the lab returned, or None.
+    """
+
+    facts: RunFacts
+    corpus: pa.Table | None = None
+    captions: pa.Table | None = None
+    plan: pa.Table | None = None
+    samples: pa.Table | None = None
+    shown: pa.Table | None = None
+    real: pa.Table | None = None
+    verdict: licences.Verdict | None = None
+    fits: list[Fit] = field(default_factory=list)
+    worth: dict[str, Any] | None = None
+    gate: dict[str, Any] | None = None
+    caption_accuracy: dict[str, Any] | None = None
+    near_copies: dict[str, Any] | None = None
+
+    @property
+    def phantom(self) -> bool:
+        """Whether the corpus is phantoms alone, whose truth is known."""
+        return self.corpus is not None and self.corpus.num_rows > 0 and bool(pc.all(_is_phantom(self.corpus)).as_py())
+
+
+def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = ()) -> ReportInputs:
+    """Read a run for its report. `weights` are parents that the run does not name itself, as in `parents_of`."""
+    store = as_store(run)
+    corpus, samples = Table(store, "corpus"), Table(store, "samples")
+    light_corpus, light_samples = _light(corpus, _CORPUS), _light(samples, _SAMPLES)
+    parents = parents_of(store, weights)
+    return ReportInputs(
+        facts=run_facts(store),
+        corpus=light_corpus,
+        captions=_light(Table(store, "captions"), ["captioner", "outcome", "reason"]),
+        plan=_light(Table(store, "plan"), _PLAN),
+        samples=light_samples,
+        shown=_shown(samples, light_samples),
+        real=_real(corpus, light_corpus),
+        verdict=licences.join(parents) if parents else None,
+        fits=fits_of(store),
+        worth=read_json(store, "lab/worth.json"),
+        gate=read_json(store, "lab/gate_accuracy.json"),
+        caption_accuracy=read_json(store, "lab/caption_accuracy.json"),
+        near_copies=read_json(store, "lab/near_copies.json"),
+    )
+
+
+def _light(table: Table, columns: list[str]) -> pa.Table | None:
+    return None if table.manifest() is None else table.read(columns)
+
+
+def _is_phantom(corpus: pa.Table) -> pa.ChunkedArray:
+    """True where a corpus row is a phantom; unreadable rows do not make a corpus real."""
+    return pc.or_(pc.is_valid(corpus["true_asymmetry"]), pc.not_equal(corpus["outcome"], ACCEPTED))
+
+
+def _shown(table: Table, light: pa.Table | None) -> pa.Table | None:
+    """Accepted samples, even over diagnoses, then rejected ones, even over reasons."""
+    if light is None:
+        return None
+    near = _within_parts(table, light)
+    accepted = _pick(near, ACCEPTED, "diagnosis", "sample_id", NUM_ACCEPTED)
+    rejected = _pick(near, REJECTED, "reason", "sample_id", NUM_REJECTED)
+    return _fetch(table, _SHOWN, "sample_id", accepted + rejected)
+
+
+def _real(table: Table, light: pa.Table | None) -> pa.Table | None:
+    """Corpus images, even over diagnoses; real ones where there are any, else phantoms."""
+    if light is None:
+        return None
+    near = _within_parts(table, light)
+    photographs = near.filter(pc.is_null(near["true_asymmetry"]))
+    chosen = photographs if _accepted(photographs).num_rows else near
+    count = NUM_REAL_EACH * max(1, len(chosen["diagnosis"].unique()))
+    return _fetch(table, _SHOWN_REAL, "row_id", _pick(chosen, ACCEPTED, "diagnosis", "row_id", count))
+
+
+def _accepted(table: pa.Table) -> pa.Table:
+    return table.filter(pc.equal(table["outcome"], ACCEPTED))
+
+
+def _pick(table: pa.Table, outcome: str, group: str, identity: str, count: int) -> list[str]:
+    rows = table.filter(pc.equal(table["outcome"], outcome))
+    ids = rows[identity].to_pylist()
+    return [ids[i] for i in stratified(rows[group].to_pylist(), ids, count)]
+
+
+def _parts(table: Table) -> list[int]:
+    """Positions in the manifest of at most _MAX_PARTS parts, evenly spread."""
+    total = len(table.sealed().parts)
+    return sorted({round(i) for i in np.linspace(0, total - 1, min(total, _MAX_PARTS))})
+
+
+def _within_parts(table: Table, light: pa.Table) -> pa.Table:
+    """The rows of a whole-table read that lie in the parts pictures are taken from."""
+    starts = np.cumsum([0] + [info.rows for info in table.sealed().parts])
+    return pa.concat_tables([light.slice(starts[i], starts[i + 1] - starts[i]) for i in _parts(table)])
+
+
+def _fetch(table: Table, columns: list[str], identity: str, ids: list[str]) -> pa.Table:
+    """The rows with these ids, in this order, with their pictures."""
+    wanted = pc.field(identity).isin(ids)
+    found = [
+        pq.read_table(table.store.open(table.part_path(table.sealed().parts[i].part)), columns=columns, filters=wanted)
+        for i in _parts(table)
+    ]
+    rows = pa.concat_tables([t.replace_schema_metadata(None) for t in found])
+    place = {identifier: i for i, identifier in enumerate(rows[identity].to_pylist())}
+    return rows.take([place[identifier] for identifier in ids])

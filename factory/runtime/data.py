@@ -1,0 +1,276 @@
+"""The pipelines: ingest, caption and synthesize on Ray Data.
+
+One row is one unit; a unit is committed by one part that is put in place only if it is not there. Resume is the list
+of parts that are missing. Ray Data's own checkpointing is left off: it loses or repeats rows in ways that it does not
+report, and it makes every rejected sample again.
+
+Each pipeline is a stage (`stages/`, no Ray) inside an actor that reads its unit's rows and hands on the result; the
+commit is a task of its own, so that an actor goes on while its last unit is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from factory import records
+from factory.progress import ProgressLine
+from factory.recipe import Recipe
+from factory.run import Run
+from factory.runtime.cluster import ACTOR_CPUS, Pools
+from factory.tables import Table, fingerprint_of
+
+Echo = Callable[[str], None]
+
+
+def ingest(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
+    """Source entries to the sealed `corpus`: a frozen listing, a pass over units, a second pass that needs all rows."""
+    listing = _freeze_listing(run, recipe)
+    units = int(pc.max(listing.read(["unit"])["unit"]).as_py()) + 1
+    total = listing.sealed().rows
+    intake, fingerprint = run.table("intake"), _fingerprint(run, recipe, "intake", ["listing"])
+    _fill(intake, units, fingerprint, total, "ingest", echo, partial(_pool, IngestUnit, (run.uri, recipe), pools.tasks))
+    intake.seal(units, fingerprint, {"listing": listing.digest()})
+    corpus, fingerprint = run.table("corpus"), _fingerprint(run, recipe, "corpus", ["intake"])
+    corpus.require(fingerprint)
+    if corpus.missing(units):
+        decided = _second_pass(intake, recipe)
+        stage = partial(_pool, SettleUnit, (run.uri, decided), pools.tasks)
+        _fill(corpus, units, fingerprint, total, "settle", echo, stage)
+    corpus.seal(units, fingerprint, {"intake": intake.digest()})
+
+
+def caption(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
+    """The sealed corpus to the sealed `captions`, one part for each of its parts."""
+    corpus = run.table("corpus")
+    sealed = corpus.sealed()
+    table, fingerprint = run.table("captions"), _fingerprint(run, recipe, "captions", ["corpus"])
+    total = corpus.counts().get(records.ACCEPTED, 0)
+    stage = partial(_pool, CaptionUnit, (run.uri, recipe), pools.tasks)
+    _fill(table, len(sealed.parts), fingerprint, total, "caption", echo, stage)
+    table.seal(len(sealed.parts), fingerprint, {"corpus": corpus.digest()})
+
+
+def synthesize(
+    run: Run, recipe: Recipe, pools: Pools, weights: dict[str, str], paths: dict[str, str | None], echo: Echo = print
+) -> None:
+    """The sealed plan to the sealed `samples`, with the gate (already deployed) asked by handle.
+
+    weights: digests by role (`generator`, `gate`), which name the table; paths: `generator`, `adapter`.
+    """
+    plan = run.table("plan")
+    units = int(pc.max(plan.read(["unit"])["unit"]).as_py()) + 1
+    table, fingerprint = run.table("samples"), _fingerprint(run, recipe, "samples", ["plan"], weights)
+    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"])
+    stage = partial(_pool, SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
+    _fill(table, units, fingerprint, plan.sealed().rows, "synthesize", echo, stage)
+    table.seal(units, fingerprint, {"plan": plan.digest()})
+
+
+def _fingerprint(
+    run: Run, recipe: Recipe, name: str, parents: Sequence[str], weights: dict[str, str] | None = None
+) -> dict[str, str]:
+    return fingerprint_of(recipe, name, {parent: run.table(parent).origin() for parent in parents}, weights or {})
+
+
+def _fill(
+    table: Table,
+    num_units: int,
+    fingerprint: dict[str, str],
+    total: int,
+    word: str,
+    echo: Echo,
+    pool: Callable[[Sequence[int]], Iterator[dict[str, Any]]],
+) -> None:
+    """Makes the units that a table lacks, with a progress line. Refused if its other units were made otherwise."""
+    table.require(fingerprint)
+    missing = table.missing(num_units)
+    line = ProgressLine(word, total, done=_rows_done(table, num_units, missing, total), echo=echo)
+    for committed in pool(missing, CommitTable(table)):  # type: ignore[call-arg]
+        line.add(committed)
+    line.end()
+
+
+def _rows_done(table: Table, num_units: int, missing: Sequence[int], total: int) -> int:
+    """Rows in the parts that are there already; exact when there are none or all of them."""
+    return round(total * (num_units - len(missing)) / num_units) if num_units else 0
+
+
+def _freeze_listing(run: Run, recipe: Recipe) -> Table:
+    """The sorted listing of what the sources hold now, cut into units; once written it is what is ingested."""
+    from factory.corpora import list_entries
+
+    table, fingerprint = run.table("listing"), fingerprint_of(recipe, "listing", {}, {})
+    table.require(fingerprint)
+    if table.missing(1):
+        entries = list_entries(recipe.corpus)
+        if not entries:
+            raise ValueError("corpus.sources must hold at least one image, got none; name another folder.")
+        size = recipe.corpus.unit_rows
+        rows = [
+            {"unit": index // size, "source": entry.source, "source_id": entry.source_id}
+            for index, entry in enumerate(entries)
+        ]
+        table.commit(0, records.rows_to_table("listing", rows))
+    table.seal(1, fingerprint, {})
+    return table
+
+
+def _second_pass(intake: Table, recipe: Recipe) -> pa.Table:
+    from factory.stages.curate import LIGHT_COLUMNS, second_pass
+
+    return second_pass(intake.read(list(LIGHT_COLUMNS)), recipe.corpus)
+
+
+class _UnitStage:
+    """A stage on one unit at a time: reads its rows, works, returns `unit` and `rows` (an Arrow stream)."""
+
+    name: str
+
+    def rows(self, unit: int) -> pa.Table:
+        raise NotImplementedError
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        made = [(unit, stream_of(self.rows(unit))) for unit in batch["unit"].to_pylist()]
+        units, streams = zip(*made, strict=True)
+        return pa.table({"unit": pa.array(units, pa.int64()), "rows": pa.array(streams, pa.large_binary())})
+
+
+class IngestUnit(_UnitStage):
+    """Entries of one unit of the listing to rows of `intake`. An entry that has gone since is a failed row."""
+
+    def __init__(self, run_uri: str, recipe: Recipe) -> None:
+        from factory.corpora import list_entries
+        from factory.stages.curate import CurateImages
+
+        self.listing = Run(run_uri).table("listing")
+        self.entries = {(entry.source, entry.source_id): entry for entry in list_entries(recipe.corpus)}
+        self.curate = CurateImages(recipe.corpus)
+
+    def rows(self, unit: int) -> pa.Table:
+        listed = self.listing.read(filter=pc.field("unit") == unit).to_pylist()
+        keys = [(row["source"], row["source_id"]) for row in listed]
+        made = self.curate([self.entries[key] for key in keys if key in self.entries])
+        made += [
+            {
+                "row_id": records.row_id(*key), "source": key[0], "source_id": key[1],
+                "outcome": records.FAILED, "reason": "gone_since_listing",
+            }
+            for key in keys if key not in self.entries
+        ]  # fmt: skip
+        return records.rows_to_table("intake", made)
+
+
+class SettleUnit(_UnitStage):
+    """A part of `intake` with its groups, splits and exact duplicates, as the second pass decided them."""
+
+    def __init__(self, run_uri: str, decided: pa.Table) -> None:
+        self.intake = Run(run_uri).table("intake")
+        self.decided = decided
+
+    def rows(self, unit: int) -> pa.Table:
+        part = self.intake.read_part(unit)
+        decided = self.decided.filter(pc.is_in(self.decided["row_id"], part["row_id"]))
+        order = pc.index_in(part["row_id"], decided["row_id"])
+        for name in ("group_id", "split", "outcome", "reason"):
+            part = part.set_column(part.schema.get_field_index(name), part.schema.field(name), decided[name].take(order))
+        return part
+
+
+class CaptionUnit(_UnitStage):
+    """A part of the corpus to its captions."""
+
+    def __init__(self, run_uri: str, recipe: Recipe) -> None:
+        from factory.stages.caption import READS, CaptionImages
+
+        self.corpus, self.reads = Run(run_uri).table("corpus"), list(READS)
+        self.caption = CaptionImages(recipe.caption)
+
+    def rows(self, unit: int) -> pa.Table:
+        return records.rows_to_table("captions", self.caption(self.corpus.read_part(unit, self.reads).to_pylist()))
+
+
+class SynthesizeUnit(_UnitStage):
+    """A unit of the plan to its samples: generator, sampler and a handle to the gate, loaded once per actor."""
+
+    def __init__(self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str) -> None:
+        from factory.runtime.serve import GateHandle
+        from factory.stages.synthesize import SynthesizeSamples
+
+        self.plan = Run(run_uri).table("plan")
+        self.synthesize = SynthesizeSamples(
+            weights, adapter, recipe.synthesize, recipe.gate, GateHandle(), gate_digest
+        )
+
+    def rows(self, unit: int) -> pa.Table:
+        planned = self.plan.read(filter=pc.field("unit") == unit).to_pylist()
+        return records.rows_to_table("samples", self.synthesize(planned))
+
+
+class CommitTable:
+    """The last stage of every pipeline: a unit's rows become a part. Returns what it holds, not the rows."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        done = [self._commit(unit, data) for unit, data in zip(batch["unit"], batch["rows"], strict=True)]
+        return pa.Table.from_pylist(done)
+
+    def _commit(self, unit: pa.Scalar, data: pa.Scalar) -> dict[str, Any]:
+        rows = pa.ipc.open_stream(data.as_buffer()).read_all()
+        won = self.table.commit(unit.as_py(), rows)
+        counts = _count(rows)
+        return {"unit": unit.as_py(), "won": won, **{outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES}}
+
+
+def _pool(
+    stage: type[_UnitStage],
+    arguments: tuple[Any, ...],
+    num_actors: int,
+    units: Sequence[int],
+    commit: CommitTable,
+    *,
+    num_gpus: float = 0.0,
+) -> Iterator[dict[str, Any]]:
+    """Runs a stage on an actor pool over units, commits each, and yields what was committed.
+
+    An exception in a stage ends the run: a bad row is the stage's own business, and gets a reason there.
+    """
+    if not units:
+        return
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    made = dataset.map_batches(
+        stage,  # type: ignore[arg-type]
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(num_actors, len(units)), max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=arguments,
+        num_cpus=ACTOR_CPUS,
+        num_gpus=num_gpus or None,
+        udf_modifying_row_count=False,
+    )
+    committed = made.map_batches(commit.__call__, batch_size=1, batch_format="pyarrow", num_cpus=ACTOR_CPUS)
+    for batch in committed.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def stream_of(rows: pa.Table) -> bytes:
+    """Rows as an Arrow stream: how a unit travels between stages."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _count(rows: pa.Table) -> dict[str, int]:
+    if "outcome" not in rows.schema.names:
+        return {records.ACCEPTED: len(rows)}
+    return {entry["values"]: entry["counts"] for entry in rows["outcome"].value_counts().to_pylist()}

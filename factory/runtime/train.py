@@ -1,0 +1,135 @@
+"""Fits on Ray Train: the one loop on workers that come and go.
+
+A worker that restarts, and a job that is submitted again, go on from the newest checkpoint. The global batch does
+not depend on the number of workers, so a fit that shrinks or grows sees the same samples (see `fits/objective.py`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from factory.fits.loop import CHECKPOINT, Progress, Worker, train
+from factory.fits.objective import Objective
+from factory.recipe import FitSection
+
+
+def fit(build_objective: Callable[[], Objective], section: FitSection, directory: Path, *, use_gpu: bool = False) -> Path:
+    """Runs a fit to its end and returns the directory of its weights, `directory/weights`.
+
+    build_objective: called on each worker; must be picklable (a partial over paths and plain values).
+    directory: on storage that all nodes share; holds `weights/` when done, `metrics.jsonl`, TensorBoard events, and
+    Ray Train's checkpoints under `train/`. A fit that is done is not run again.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"build": build_objective, "section": section, "directory": str(directory)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=section.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1.0}
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(directory),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    trainer.fit()
+    return directory / "weights"
+
+
+def _worker_loop(config: dict[str, Any]) -> None:
+    import ray.train
+    import torch
+
+    context = ray.train.get_context()
+    objective, section, directory = config["build"](), config["section"], Path(config["directory"])
+    worker = Worker(context.get_world_rank(), context.get_world_size(), _device(), _data_parallel)
+    if not worker.device.type.startswith("cuda"):
+        torch.set_num_threads(max(1, (torch.get_num_threads()) // context.get_local_world_size()))
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch)
+        _fetch_checkpoint(local)
+        board = _Board(directory / "tensorboard") if worker.rank == 0 else None
+        model = train(objective, section, local, worker=worker, report=lambda p: _report(p, directory, board))
+        if worker.rank == 0:
+            _publish(objective, model, directory)
+    torch.cuda.empty_cache() if worker.device.type == "cuda" else None
+
+
+def _device() -> Any:
+    from ray.train.torch import get_device
+
+    return get_device()
+
+
+def _data_parallel(module: Any) -> Any:
+    """DistributedDataParallel where there is more than one worker."""
+    import ray.train
+
+    if ray.train.get_context().get_world_size() == 1:
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+def _fetch_checkpoint(local: Path) -> None:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as stored:
+            for name in (CHECKPOINT, "metrics.jsonl"):
+                if (Path(stored) / name).exists():
+                    shutil.copy(Path(stored) / name, local / name)
+
+
+def _report(progress: Progress, directory: Path, board: _Board | None) -> None:
+    """A barrier: every worker reports; rank 0's report carries the checkpoint."""
+    import ray.train
+
+    metrics = {"step": progress.step, **progress.metrics}
+    if progress.checkpoint is None:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as staged:
+        for name in (CHECKPOINT, "metrics.jsonl"):
+            shutil.copy(progress.checkpoint.parent / name, Path(staged) / name)
+        shutil.copy(progress.checkpoint.parent / "metrics.jsonl", directory / "metrics.jsonl")
+        if board is not None:
+            board.write(progress)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(staged))
+
+
+def _publish(objective: Objective, model: Any, directory: Path) -> None:
+    """The weights, put in place whole: a reader finds all of them or none."""
+    staged = directory / "weights.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    objective.save(model, staged)
+    final = directory / "weights"
+    shutil.rmtree(final, ignore_errors=True)
+    staged.rename(final)
+
+
+class _Board:
+    """TensorBoard events, always written."""
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, progress: Progress) -> None:
+        for name, value in progress.metrics.items():
+            self._writer.add_scalar(name, value, progress.step)
+        self._writer.flush()

@@ -1,0 +1,90 @@
+"""The gate's judgement: image latents and the mask that goes with them in, scores and one verdict each out.
+
+Scores are facts and are kept whatever the verdict; the verdict is the policy's (`quality/policy.py`). The segmenter
+never sees the mask it is compared with. No Ray here: `runtime/serve.py` puts this class behind a handle and HTTP.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from factory.models.sampler import Stage, Verdict
+from factory.models.segmenter import load_latent_segmenter
+from factory.quality.overlap import iou
+from factory.quality.policy import decide, shape_scores
+from factory.recipe import GateSection
+
+BATCH = 16  # fixed shape, padded: a sample's scores then do not depend on its neighbours
+
+
+class ScoreSamples:
+    """Latent segmenter and policy.
+
+    weights: a directory that `fit gate` wrote; vae_digest: the generator's, refused when the segmenter was fitted
+    on another VAE's latents.
+    """
+
+    def __init__(self, weights: str | Path, vae_digest: str, section: GateSection, num_threads: int = 1) -> None:
+        torch.set_num_threads(num_threads)
+        self.segmenter = load_latent_segmenter(weights, vae_digest).eval()
+        self.section = section
+
+    def __call__(self, image_latents: np.ndarray, masks: np.ndarray, stage: Stage = "final") -> list[dict[str, Any]]:
+        """image_latents (N, 4, h, w) float32, masks (N, H, W) bool -> N of {outcome, reason, scores}."""
+        probability = self.segment(image_latents)
+        found = probability > 0.5
+        overlaps = iou(masks, found)
+        return [
+            self._judge(latents, mask, seen, chance, float(overlap), stage)
+            for latents, mask, seen, chance, overlap in zip(
+                image_latents, masks, found, probability, overlaps, strict=True
+            )
+        ]
+
+    @torch.inference_mode()
+    def segment(self, image_latents: np.ndarray) -> np.ndarray:
+        """Lesion probability per pixel, (N, H, W) float32, computed in fixed padded batches."""
+        parts = []
+        for start in range(0, len(image_latents), BATCH):
+            part = image_latents[start : start + BATCH]
+            padded = np.zeros((BATCH, *part.shape[1:]), np.float32)
+            padded[: len(part)] = np.nan_to_num(part)
+            parts.append(torch.sigmoid(self.segmenter(torch.from_numpy(padded)))[: len(part), 0].numpy())
+        return np.concatenate(parts)
+
+    def _judge(
+        self, latents: np.ndarray, mask: np.ndarray, seen: np.ndarray, chance: np.ndarray, overlap: float, stage: Stage
+    ) -> dict[str, Any]:
+        scores: dict[str, Any] = {"iou": overlap, "score_confidence": float(np.abs(chance * 2 - 1).mean())}
+        scores |= shape_scores(mask)
+        if not np.isfinite(latents).all():
+            scores["iou"] = float("nan")
+        outcome, reason = decide(scores, self.section, stage)
+        return {"outcome": outcome, "reason": reason, "scores": scores}
+
+
+class LocalGate:
+    """The gate in this process, as the sampler sees it: for one machine, a notebook, a test."""
+
+    def __init__(self, score: ScoreSamples) -> None:
+        self.score = score
+
+    def submit(self, ids: list[str], image_latents: torch.Tensor, masks: torch.Tensor, stage: Stage) -> list[Verdict]:
+        return verdicts(self.score(*as_arrays(image_latents, masks), stage))
+
+    def result(self, ticket: list[Verdict]) -> list[Verdict]:
+        return ticket
+
+
+def as_arrays(image_latents: torch.Tensor, masks: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What the sampler hands over, as the gate takes it: (n, 4, h, w) float32 and (n, H, W) bool."""
+    return image_latents.float().cpu().numpy(), (masks[:, 0] > 0.5).cpu().numpy()
+
+
+def verdicts(judged: list[dict[str, Any]]) -> list[Verdict]:
+    """The gate's answers as the sampler's verdicts."""
+    return [Verdict(answer["outcome"], answer["reason"], answer["scores"]) for answer in judged]

@@ -1,0 +1,111 @@
+"""Synthesize: a unit's planned rows in, the same rows with image, mask, scores and outcome out.
+
+Every planned sample comes back: accepted with its pixels, rejected with the gate's reason, or failed with the error
+that stopped it. Nothing in a row depends on the clock, the host, the attempt or the other samples of its unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from factory import records
+from factory.images import encode_mask, encode_png
+from factory.models.joint import JointDenoiser
+from factory.models.sampler import Gate, SampleJob, Sampled, Sampler
+from factory.recipe import GateSection, SynthesizeSection
+
+Row = dict[str, Any]
+
+
+class SynthesizeSamples:
+    """Generator and sampler, loaded once; a call carries out one unit.
+
+    weights: a diffusers directory; adapter: a LoRA directory or None; gate: the judge, or None for no judgement.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        adapter: str | Path | None,
+        section: SynthesizeSection,
+        gate_section: GateSection,
+        gate: Gate | None,
+        gate_digest: str = "",
+    ) -> None:
+        torch.set_num_threads(section.num_threads)
+        self.denoiser = JointDenoiser.load(weights, adapter)
+        self.section, self.gate_section, self.gate, self.gate_digest = section, gate_section, gate, gate_digest
+        self._samplers: dict[tuple[int, int], Sampler] = {}
+        self._conditions: dict[str, torch.Tensor] = {}
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows of one size; the result is in their order."""
+        if not rows:
+            return []
+        try:
+            done = {sampled.sample_id: sampled for sampled in self._sampler(rows[0]).run(self._jobs(rows))}
+        except torch.OutOfMemoryError:
+            self._samplers.clear()
+            return [self._row(row) | {"outcome": records.FAILED, "reason": "out_of_memory"} for row in rows]
+        return [self._finished(row, done[row["sample_id"]]) for row in rows]
+
+    def _sampler(self, row: Row) -> Sampler:
+        size = (row["width"], row["height"])
+        if size not in self._samplers:
+            self._samplers[size] = Sampler(
+                self.denoiser,
+                width=size[0],
+                height=size[1],
+                slots=self.section.slots,
+                gate=self.gate,
+                solver=self.section.solver,
+                checkpoints=self.gate_section.checkpoints,
+                decode="all" if self.section.keep_rejected == "image" else "accepted",
+            )
+        return self._samplers[size]
+
+    def _jobs(self, rows: Sequence[Row]) -> list[SampleJob]:
+        unseen = sorted({row["prompt"] for row in rows} - set(self._conditions))
+        if unseen:
+            self._conditions.update(zip(unseen, self.denoiser.condition(unseen), strict=True))
+        return [
+            SampleJob(
+                row["sample_id"], row["seed"], self._conditions[row["prompt"]], row["guidance"],
+                row["num_inference_steps"], ungated=bool(row["audit"]), unit=row["unit"],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def _row(self, row: Row) -> Row:
+        """What is true of the row whatever became of it. The plan's own mask, if any, is not the sample's."""
+        kept = {name: value for name, value in row.items() if name != "mask"}
+        return kept | {
+            "batch_shape": self.section.slots, "num_threads": self.section.num_threads,
+            "weights_digest": self.denoiser.digest, "gate_digest": self.gate_digest,
+        }  # fmt: skip
+
+    def _finished(self, row: Row, sampled: Sampled) -> Row:
+        done = self._row(row) | {"calls_run": sampled.calls_run, "outcome": records.ACCEPTED, "reason": None}
+        verdict = sampled.verdict
+        if verdict is not None:
+            known = {name: score for name, score in verdict.scores.items() if name in ("iou", *records.SCORES)}
+            done |= {**known, "outcome": verdict.outcome, "reason": verdict.reason}
+        if self.section.keep_rejected == "latents" and done["outcome"] == records.REJECTED:
+            done["latents"] = sampled.latents.half().numpy().tobytes()
+        if sampled.image is None or sampled.mask is None:
+            return done
+        return done | self._pixels(row["sample_id"], sampled.image, sampled.mask)
+
+    def _pixels(self, name: str, image: torch.Tensor, mask: torch.Tensor) -> Row:
+        rgb = ((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        found = mask[0].numpy() > 0.5
+        return {
+            "image": records.image_struct(encode_png(np.ascontiguousarray(rgb)), f"{name}.png"),
+            "mask": records.image_struct(encode_mask(found), f"{name}-mask.png"),
+            "mask_source": "joint",
+        }

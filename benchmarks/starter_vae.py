@@ -15,7 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+
+from factory.models.starter import load_vae
 
 SIZE = 128
 
@@ -32,10 +33,10 @@ def psnr(real: np.ndarray, other: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / error.mean(axis=(1, 2, 3)).clip(1e-9))
 
 
-def through_vae(vae: AutoencoderKL, real: np.ndarray) -> tuple[np.ndarray, int]:
+def through_vae(vae: torch.nn.Module, real: np.ndarray) -> tuple[np.ndarray, int]:
     pixels = torch.from_numpy(real.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.inference_mode():
-        latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in pixels.split(16)])
+        latents = torch.cat([vae.encode(batch).latent for batch in pixels.split(16)])
         decoded = torch.cat([vae.decode(batch).sample for batch in latents.split(16)])
     out = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return out, latents[0].numel()
@@ -55,11 +56,12 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write a PNG: real, VAE, grid, in columns")
     args = parser.parse_args()
     real = images(args.isic2017)
-    ours, num_values = through_vae(AutoencoderKL.from_pretrained(args.vae).eval(), real)
+    ours, num_values = through_vae(load_vae(args.vae), real)
     peer, side = through_grid(real, num_values)
     result = {
         "images": len(real), "size": SIZE, "values_per_image": num_values, "peer_grid": [side, side, 3],
-        "vae_psnr_db": round(float(psnr(real, ours).mean()), 2), "peer_psnr_db": round(float(psnr(real, peer).mean()), 2),
+        "vae_psnr_db": round(float(psnr(real, ours).mean()), 2),
+        "peer_psnr_db": round(float(psnr(real, peer).mean()), 2),
         "gain_db": round(float((psnr(real, ours) - psnr(real, peer)).mean()), 2),
         "worst_gain_db": round(float((psnr(real, ours) - psnr(real, peer)).min()), 2),
     }  # fmt: skip

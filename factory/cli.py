@@ -25,7 +25,8 @@ app = typer.Typer(
 
 RunOption = Annotated[str, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="A named recipe or a YAML file. Default: what the run was last worked on with.")
+    str | None,
+    typer.Option("--recipe", help="A named recipe or a YAML file; by default what the run was last worked on with."),
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key of the recipe: a.b=c.")]
 
@@ -226,7 +227,7 @@ def main() -> None:
     from factory.recipe import RecipeError
 
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # the status of a typer.Exit is returned, not raised
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:

@@ -30,14 +30,20 @@ Echo = Callable[[str], None]
 
 @contextlib.contextmanager
 def driving(uri: str, recipe: Recipe, step: str) -> Iterator[Run]:
-    """A run that this process may write to: its lock is held, its header says the recipe, its events say the step."""
+    """A run that this process may write to: its lock is held, its header says the recipe, its events say the step.
+
+    A request that is refused leaves the header as it was: later commands take their recipe from it.
+    """
     run = Run(uri)
     with run.lock(), run.events() as events:
+        before = run.header()
         run.write_header(recipe)
         events.write("started", step=step)
         try:
             yield run
         except BaseException as error:
+            if isinstance(error, ValueError):
+                run.restore_header(before)
             events.write("stopped", step=step, error=f"{type(error).__name__}: {error}"[:500])
             raise
         events.write("finished", step=step)
@@ -95,8 +101,9 @@ def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
     from factory.stages.plan import looks_of
 
     captions, corpus = run.table("captions"), run.table("corpus")
-    if captions.manifest() is None:
+    if not captions.parts():
         return {}, {}
+    captions.sealed()  # half of the captions would plan other samples than all of them
     light = corpus.read(["record_id", "diagnosis", "split", "outcome"]).to_pylist()
     of = {row["record_id"]: row["diagnosis"] for row in light if row["outcome"] == records.ACCEPTED and row["split"] == "train"}
     rows = captions.read(["record_id", "asymmetry", "border_irregularity", "colors", "outcome"]).to_pylist()

@@ -67,7 +67,7 @@ def conform(name: str, table: pa.Table) -> pa.Table:
         wrong = sorted(set(table.column_names) ^ set(schema.names))
         if wrong or len(table.column_names) != len(schema.names):
             raise ValueError(
-                f"{name} must have the columns of records.SCHEMAS, got a difference in {', '.join(wrong) or 'repeats'}; "
+                f"{name} must have the columns of records.SCHEMAS; they differ in {', '.join(wrong) or 'repeats'}; "
                 "build it with records.rows_to_table"
             )
         table = table.select(schema.names).cast(schema)

@@ -82,8 +82,8 @@ def _feature(dtype: pa.DataType) -> object:
         return {"_type": "Image"}
     if pa.types.is_list(dtype):
         return {"feature": _feature(dtype.value_type), "_type": "List"}
-    names = {pa.string(): "string", pa.binary(): "binary", pa.int32(): "int32", pa.int64(): "int64", pa.float32(): "float32"}
-    return {"dtype": "bool" if dtype == pa.bool_() else names[dtype], "_type": "Value"}
+    names = {pa.bool_(): "bool", pa.float32(): "float32"}  # where Arrow has another name for it
+    return {"dtype": names.get(dtype, str(dtype)), "_type": "Value"}
 
 
 _LISTING = [("unit", pa.int32()), ("source", pa.string()), ("source_id", pa.string())]

@@ -78,6 +78,13 @@ class Run:
         self.store.replace(HEADER_PATH, json.dumps(header, indent=1, sort_keys=True).encode())
         return header
 
+    def restore_header(self, header: dict[str, Any] | None) -> None:
+        """Put back what `header` once returned."""
+        if header is None:
+            self.store.delete(HEADER_PATH)
+        else:
+            self.store.replace(HEADER_PATH, json.dumps(header, indent=1, sort_keys=True).encode())
+
     def header(self) -> dict[str, Any] | None:
         """run.json, or None if the run has none."""
         try:

@@ -39,12 +39,15 @@ VAE = FitSection(
     steps=3600, batch_size=8, learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=1e-5,
     ema_decay=0.995, checkpoint_every=100,
 )  # fmt: skip
-HEAD = FitSection(steps=300, batch_size=16, learning_rate=2e-3, warmup_steps=20, schedule="cosine", checkpoint_every=100)
+HEAD = FitSection(
+    steps=300, batch_size=16, learning_rate=2e-3, warmup_steps=20, schedule="cosine", checkpoint_every=100
+)
 JOINT = FitSection(
-    steps=6000, batch_size=32, learning_rate=8e-4, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
+    steps=4500, batch_size=32, learning_rate=6e-4, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
     ema_decay=0.999, checkpoint_every=100,
 )  # fmt: skip
 GATE = GateFitSection(steps=1200, batch_size=16, learning_rate=2e-3, warmup_steps=50, schedule="cosine", phantoms=3000)
+FITS = {"vae": VAE, "head": HEAD, "joint": JOINT, "gate": GATE}
 
 
 def caption_of(drawn: phantom.Phantom, rng: np.random.Generator) -> str:
@@ -129,12 +132,12 @@ def fit_gate(work: Path, out: Path) -> None:
 def write_card(work: Path, out: Path, count: int) -> None:
     """What the starter is, and the logs it was made with."""
     (out / "logs").mkdir(exist_ok=True)
-    for name in ("vae", "head", "joint", "gate"):
+    for name in FITS:
         shutil.copy(work / f"{name}-fit" / "metrics.jsonl", out / "logs" / f"{name}.jsonl")
     card = {
         "name": "starter", "licence": "Apache-2.0", "data": f"{count} phantoms, seed {SEED}, {SIZE} px",
         "digest": tree_digest(out), "bytes": sum(f.stat().st_size for f in out.rglob("*.safetensors")),
-        "fits": {name: section.model_dump() for name, section in (("vae", VAE), ("head", HEAD), ("joint", JOINT), ("gate", GATE))},
+        "fits": {name: section.model_dump() for name, section in FITS.items()},
     }  # fmt: skip
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
@@ -143,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/starter"))
     parser.add_argument("--out", type=Path, default=Path("factory/starter"))
-    parser.add_argument("--phantoms", type=int, default=12_000)
+    parser.add_argument("--phantoms", type=int, default=10_000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     fit_vae(args.work)

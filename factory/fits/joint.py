@@ -72,7 +72,9 @@ def encode_pairs(
 class FitStarter:
     """Objective: U-Net and text encoder of a fresh joint denoiser, on latents that were encoded before."""
 
-    def __init__(self, base: Callable[[], JointDenoiser], examples: LatentExamples, caption_dropout: float = 0.1) -> None:
+    def __init__(
+        self, base: Callable[[], JointDenoiser], examples: LatentExamples, caption_dropout: float = 0.1
+    ) -> None:
         self.base, self.examples, self.caption_dropout = base, examples, caption_dropout
         self.denoiser: JointDenoiser | None = None
 
@@ -209,6 +211,6 @@ def _square(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarra
     left = int(np.clip(centre[1] - side / 2, 0, width - side))
     rgb, found = rgb[top : top + side, left : left + side], found[top : top + side, left : left + side]
     if side != size:
-        rgb = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
-        found = cv2.resize(found.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) >= 0.5
+        shrunk = cv2.resize(found.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+        return cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8), shrunk >= 0.5
     return rgb, found

@@ -34,12 +34,14 @@ class Progress:
 
 @dataclass
 class Worker:
-    """One of `world_size` equal workers, and how it joins its gradients with the others'."""
+    """One of `world_size` equal workers, and how it joins its gradients (`wrap`) and its metrics (`mean`, called by
+    all workers at the same steps) with the others'."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
+    mean: Callable[[dict[str, float]], dict[str, float]] = lambda metrics: metrics
 
 
 class _LossModule(nn.Module):
@@ -90,13 +92,14 @@ def train(
         seen.append(_step(module, objective, section, step, worker, optimizer, trained))
         _update_average(average, trained, section.ema_decay, step)
         last = step + 1 == section.steps
-        if (step + 1) % log_every == 0 or last:
-            metrics = _mean(seen)
+        due = last or (step + 1) % section.checkpoint_every == 0
+        if due or (step + 1) % log_every == 0:  # at each checkpoint, so that a resumed fit logs the same means
+            metrics = worker.mean(_mean(seen))
             seen.clear()
             _log(directory, worker, step + 1, metrics)
-        if (step + 1) % section.checkpoint_every == 0 or last:
+        if due:
             saved = _save(directory, model, optimizer, average, step + 1) if worker.rank == 0 else None
-            report(Progress(step + 1, metrics if not seen else _mean(seen), saved, done=last))
+            report(Progress(step + 1, metrics, saved, done=last))
     for name, value in average.items():
         trained[name].data.copy_(value)
     return model
@@ -167,7 +170,8 @@ def _save(
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     buffers = dict(model.named_buffers())
     staged = directory / (CHECKPOINT + ".tmp")
-    state = {"step": step, "model": trained, "buffers": buffers, "optimizer": optimizer.state_dict(), "average": average}
+    state = {"step": step, "model": trained, "buffers": buffers, "average": average}
+    state["optimizer"] = optimizer.state_dict()
     torch.save(state, staged)
     staged.replace(directory / CHECKPOINT)
     return directory / CHECKPOINT

@@ -54,7 +54,8 @@ class RowNoise:
 class Objective(Protocol):
     """One fit. The model that `build` returns may hold frozen parts: what trains has `requires_grad`."""
 
-    examples: Examples
+    @property
+    def examples(self) -> Examples: ...
 
     def build(self) -> nn.Module:
         """The model at step 0."""
@@ -80,7 +81,6 @@ def rows_of_step(seed: int, step: int, batch_size: int, num_examples: int) -> np
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     passes = positions // num_examples
-    orders = {
-        int(number): np.random.default_rng([seed, int(number)]).permutation(num_examples) for number in np.unique(passes)
-    }
-    return np.array([orders[int(number)][position % num_examples] for number, position in zip(passes, positions)])
+    wanted = set(passes.tolist())
+    orders = {number: np.random.default_rng([seed, number]).permutation(num_examples) for number in wanted}
+    return np.array([orders[position // num_examples][position % num_examples] for position in positions.tolist()])

@@ -1,9 +1,9 @@
 """The starter's autoencoder, fitted on phantoms alone so that it carries real skin.
 
 It is diffusers' AutoencoderDC (see `models/starter.build_vae`). The loss is L1 and MSE on pixels and L1 on their
-gradients (hair and network are edges); noise on the latents keeps the space smooth enough to be denoised in. Half of the work is in the examples: phantoms are cut at random, recoloured
-and relit, because real skin is more varied than any renderer, and masks are shown as grey pictures too, because the
-joint generator encodes masks with this VAE.
+gradients (hair and network are edges); noise on the latents keeps the space smooth enough to be denoised in. Half of
+the work is in the examples: phantoms are cut at random, recoloured and relit, because real skin is more varied than any
+renderer, and masks are shown as grey pictures too, because the joint generator encodes masks with this VAE.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PhantomCrops:
         window = np.s_[top : top + self.crop, left : left + self.crop]
         if rng.random() < MASK_SHARE:
             return np.repeat(mask[window][..., None].astype(np.float32), 3, axis=2)
-        return _relight(rng, np.rot90(image[window], rng.integers(4)))
+        return _relight(rng, np.rot90(image[window], int(rng.integers(4))))
 
 
 def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -13,14 +13,22 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -47,7 +55,7 @@ __all__ = [
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 STATS_FILE = "latent_stats.json"
 CODECS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC, AutoencoderTiny)}
-Codec = AutoencoderKL | AutoencoderDC | AutoencoderTiny
+Codec: TypeAlias = AutoencoderKL | AutoencoderDC | AutoencoderTiny
 PROMPT_BATCH = 8  # prompts are encoded at one shape, so that an embedding never depends on its neighbours
 
 
@@ -345,6 +353,8 @@ def _codec_class(folder: Path) -> Any:
 
 
 def _from_safetensors(kind: Any, folder: Path) -> Any:
+    # Its one warning is about `block_out_channels`, which our VAE's config holds for pipelines to find.
+    logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)
     variant = weight_files(folder)[1]
     return kind.from_pretrained(
         folder, variant=variant, use_safetensors=True, local_files_only=True, dtype=torch.float32

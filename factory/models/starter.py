@@ -7,6 +7,7 @@ of 8.5 M parameters, a VAE of 1.4 M, a text encoder of 0.3 M.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,11 @@ def _near_linear(vae: AutoencoderDC, branch: float = 0.3, offset: float = 4.0) -
             module.norm.weight.fill_(branch)
     last = [module for block in vae.decoder.up_blocks for module in block if isinstance(module, ResBlock)]
     widths = [module.norm.bias.shape[0] for module in last]
-    final = next(m for m, width in zip(reversed(last), reversed(widths), strict=True) if width == vae.decoder.norm_out.weight.shape[0])
+    final = next(
+        m
+        for m, width in zip(reversed(last), reversed(widths), strict=True)
+        if width == vae.decoder.norm_out.weight.shape[0]
+    )
     final.norm.bias.fill_(offset)
     vae.decoder.conv_out.conv.weight.mul_(offset)
     return vae
@@ -70,6 +75,7 @@ def _near_linear(vae: AutoencoderDC, branch: float = 0.3, offset: float = 4.0) -
 
 def load_vae(directory: Path) -> AutoencoderDC:
     """The VAE that `save_pretrained` wrote, in eval mode."""
+    logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)
     return AutoencoderDC.from_pretrained(directory, local_files_only=True).eval()
 
 

@@ -66,7 +66,8 @@ def connect() -> Iterator[Resources]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         logical = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(num_cpus=logical, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # "local": a cluster that happens to run here is not ours to join, and would refuse num_cpus.
+        ray.init("local", num_cpus=logical, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         settle()
         yield resources()
@@ -77,6 +78,7 @@ def connect() -> Iterator[Resources]:
 def quiet() -> None:
     """Ray and its libraries say only what is wrong; the factory's own progress lines say the rest."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,9 @@ from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS, Pools
 from factory.tables import Table, fingerprint_of
+
+if TYPE_CHECKING:
+    from factory.stages.synthesize import SynthesizeSamples
 
 Echo = Callable[[str], None]
 
@@ -56,17 +59,24 @@ def caption(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
 
 
 def synthesize(
-    run: Run, recipe: Recipe, pools: Pools, weights: dict[str, str], paths: dict[str, str | None], echo: Echo = print
+    run: Run,
+    recipe: Recipe,
+    pools: Pools,
+    weights: dict[str, str],
+    paths: dict[str, str | None],
+    echo: Echo = print,
+    unit: type[SynthesizeUnit] | None = None,
 ) -> None:
     """The sealed plan to the sealed `samples`, with the gate (already deployed) asked by handle.
 
-    weights: digests by role (`generator`, `gate`), which name the table; paths: `generator`, `adapter`.
+    weights: digests by role (`generator`, `gate`), which name the table; paths: `generator`, `adapter`; unit: the
+    stage, if not `SynthesizeUnit`.
     """
     plan = run.table("plan")
     units = int(pc.max(plan.read(["unit"])["unit"]).as_py()) + 1
     table, fingerprint = run.table("samples"), _fingerprint(run, recipe, "samples", ["plan"], weights)
     arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"])
-    stage = partial(_pool, SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
+    stage = partial(_pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
     _fill(table, units, fingerprint, plan.sealed().rows, "synthesize", echo, stage)
     table.seal(units, fingerprint, {"plan": plan.digest()})
 
@@ -177,7 +187,8 @@ class SettleUnit(_UnitStage):
         decided = self.decided.filter(pc.is_in(self.decided["row_id"], part["row_id"]))
         order = pc.index_in(part["row_id"], decided["row_id"])
         for name in ("group_id", "split", "outcome", "reason"):
-            part = part.set_column(part.schema.get_field_index(name), part.schema.field(name), decided[name].take(order))
+            place = part.schema.get_field_index(name)
+            part = part.set_column(place, part.schema.field(name), decided[name].take(order))
         return part
 
 
@@ -199,12 +210,15 @@ class SynthesizeUnit(_UnitStage):
 
     def __init__(self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str) -> None:
         from factory.runtime.serve import GateHandle
-        from factory.stages.synthesize import SynthesizeSamples
 
         self.plan = Run(run_uri).table("plan")
-        self.synthesize = SynthesizeSamples(
-            weights, adapter, recipe.synthesize, recipe.gate, GateHandle(), gate_digest
-        )
+        self.synthesize = self.stage()(weights, adapter, recipe.synthesize, recipe.gate, GateHandle(), gate_digest)
+
+    def stage(self) -> type[SynthesizeSamples]:
+        """The stage it runs; another family's unit overrides this."""
+        from factory.stages.synthesize import SynthesizeSamples
+
+        return SynthesizeSamples
 
     def rows(self, unit: int) -> pa.Table:
         planned = self.plan.read(filter=pc.field("unit") == unit).to_pylist()

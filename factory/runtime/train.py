@@ -6,6 +6,7 @@ not depend on the number of workers, so a fit that shrinks or grows sees the sam
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from factory.fits.objective import Objective
 from factory.recipe import FitSection
 
 
-def fit(build_objective: Callable[[], Objective], section: FitSection, directory: Path, *, use_gpu: bool = False) -> Path:
+def fit(
+    build_objective: Callable[[], Objective], section: FitSection, directory: Path, *, use_gpu: bool = False
+) -> Path:
     """Runs a fit to its end and returns the directory of its weights, `directory/weights`.
 
     build_objective: called on each worker; must be picklable (a partial over paths and plain values).
@@ -52,9 +55,9 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     objective, section, directory = config["build"](), config["section"], Path(config["directory"])
-    worker = Worker(context.get_world_rank(), context.get_world_size(), _device(), _data_parallel)
-    if not worker.device.type.startswith("cuda"):
-        torch.set_num_threads(max(1, (torch.get_num_threads()) // context.get_local_world_size()))
+    worker = Worker(context.get_world_rank(), context.get_world_size(), _device(), _data_parallel, _mean_of_workers)
+    if worker.device.type == "cpu":  # Ray allows as many threads as the worker reserves CPUs, and it reserves one
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
         _fetch_checkpoint(local)
@@ -80,6 +83,20 @@ def _data_parallel(module: Any) -> Any:
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+def _mean_of_workers(metrics: dict[str, float]) -> dict[str, float]:
+    """The mean over workers of each metric: the global batch's, whatever the number of workers."""
+    import ray.train
+    import torch
+    import torch.distributed
+
+    count = ray.train.get_context().get_world_size()
+    if count == 1:
+        return metrics
+    total = torch.tensor(list(metrics.values()), dtype=torch.float64, device=_device())
+    torch.distributed.all_reduce(total)
+    return dict(zip(metrics, (total / count).tolist(), strict=True))
 
 
 def _fetch_checkpoint(local: Path) -> None:

@@ -15,8 +15,9 @@ import torch
 
 from factory import records
 from factory.images import encode_mask, encode_png
+from factory.models.denoiser import Denoiser
 from factory.models.joint import JointDenoiser
-from factory.models.sampler import Gate, SampleJob, Sampled, Sampler
+from factory.models.sampler import Gate, Sampled, SampleJob, Sampler
 from factory.recipe import GateSection, SynthesizeSection
 
 Row = dict[str, Any]
@@ -38,10 +39,14 @@ class SynthesizeSamples:
         gate_digest: str = "",
     ) -> None:
         torch.set_num_threads(section.num_threads)
-        self.denoiser = JointDenoiser.load(weights, adapter)
+        self.denoiser = self.load_denoiser(weights, adapter)
         self.section, self.gate_section, self.gate, self.gate_digest = section, gate_section, gate, gate_digest
         self._samplers: dict[tuple[int, int], Sampler] = {}
         self._conditions: dict[str, torch.Tensor] = {}
+
+    def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
+        """The generator; a stage of another family overrides this."""
+        return JointDenoiser.load(weights, adapter)
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""

@@ -17,7 +17,7 @@ def build_tiny(seed: int = 0, **parts: Any) -> JointDenoiser:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
-        "vae": {"block_out_channels": (8, 8), "norm_num_groups": 4},
+        "vae": {"block_out_channels": (8, 8), "layers_per_block": (0, 1)},
         "unet": {"block_out_channels": (16, 16), "num_plain_blocks": 1, "num_heads": 2, "norm_num_groups": 4},
         "text_encoder": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32},
         "vocab_size": 540, "model_max_length": 12, "head_width": 16,

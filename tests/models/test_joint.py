@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from factory.models.joint import (
     MaskHead,
     build_scheduler,
     build_unet,
+    build_vae,
     joint_loss,
     mask_to_vae_input,
     train_tokenizer,
@@ -99,8 +100,8 @@ def test_image_and_mask_are_encoded_apart_and_whitened(tiny: JointDenoiser) -> N
     tiny.stats = LatentStats((0.5,) * 4, (2.0,) * 4, (-1.0,) * 4, (0.25,) * 4)
     latents = tiny.encode(image, mask)
     with torch.no_grad():
-        of_image = tiny.vae.encode(image).latent_dist.mode()
-        of_mask = tiny.vae.encode(mask.repeat(1, 3, 1, 1) * 2 - 1).latent_dist.mode()
+        of_image = tiny.vae.encode(image).latent
+        of_mask = tiny.vae.encode(mask.repeat(1, 3, 1, 1) * 2 - 1).latent
     assert latents.shape == (3, *tiny.latent_shape(16, 32)) == (3, 8, 16, 8)
     torch.testing.assert_close(latents[:, :4], (of_image - 0.5) / 2)
     torch.testing.assert_close(latents[:, 4:], (of_mask + 1) / 0.25, rtol=1e-4, atol=1e-4)
@@ -192,16 +193,70 @@ def test_the_directory_is_one_that_diffusers_loads_and_samples_from(tiny: JointD
     assert latents.shape == (1, 8, 8, 8) and torch.isfinite(latents).all()
 
 
+def _plain_directory(parts: JointDenoiser, unet: UNet2DConditionModel, vae: Any, folder: Path) -> Path:
+    """A text-to-image base as its publishers write it: no mask head, no statistics."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=unet,
+        scheduler=build_scheduler("epsilon"), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _kl() -> AutoencoderKL:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(**blocks, block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=0.25, shift_factor=0.5)
+
+
+def _taesd() -> AutoencoderTiny:
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    return AutoencoderTiny(**sizes, **blocks, upsampling_scaling_factor=2)
+
+
+@pytest.mark.parametrize(
+    ("build", "latents_of"),
+    [
+        (_kl, lambda vae, image: (vae.encode(image).latent_dist.mode() - 0.5) * 0.25),
+        (_taesd, lambda vae, image: vae.encode(image).latents),
+        (lambda: build_vae(block_out_channels=(8, 8), layers_per_block=(0, 1)), lambda v, i: v.encode(i).latent),
+    ],
+    ids=["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"],
+)
+def test_every_kind_of_codec_is_loaded_encoded_with_and_decoded_with(
+    make_tiny: Make, tmp_path: Path, build: Callable[[], Any], latents_of: Callable[[Any, Tensor], Tensor]
+) -> None:
+    torch.manual_seed(4)
+    vae, parts = build().eval(), make_tiny()
+    loaded = JointDenoiser.load(_plain_directory(parts, _plain_unet(), vae, tmp_path / "base"))
+    assert type(loaded.vae) is type(vae) and loaded.factor == 2
+    assert loaded.latent_shape(24, 16) == (8, 8, 12)
+    image, mask = _noise(2, 3, 16, 24).clamp(-1, 1), torch.ones(2, 1, 16, 24)
+    latents = loaded.encode(image, mask)
+    with torch.no_grad():  # one by one: at another batch size equal to rounding only
+        torch.testing.assert_close(latents[1:, :4], latents_of(vae, image[1:]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(latents[:1, 4:], latents_of(vae, torch.ones(1, 3, 16, 24)), rtol=1e-4, atol=1e-5)
+    drawn, found = loaded.decode(latents)
+    assert drawn.shape == (2, 3, 16, 24) and found.shape == (2, 1, 16, 24)
+    assert drawn.abs().max() <= 1 and 0 <= found.min() <= found.max() <= 1
+    loaded.save(tmp_path / "joint")
+    again = JointDenoiser.load(tmp_path / "joint")
+    assert again.vae_digest == loaded.vae_digest and torch.equal(again.decode(latents)[0], drawn)
+
+
+def test_a_codec_of_no_known_kind_is_refused(make_tiny: Make, tmp_path: Path) -> None:
+    make_tiny().save(tmp_path)
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "_class_name": "VQModel"}))
+    with pytest.raises(ValueError, match="vae must be one of AutoencoderKL, AutoencoderDC, AutoencoderTiny, got VQMod"):
+        JointDenoiser.load(tmp_path)
+
+
 def test_a_plain_stable_diffusion_directory_is_widened_and_draws_the_same_image(
     make_tiny: Make, tmp_path: Path
 ) -> None:
     parts, plain = make_tiny(), _plain_unet()
-    pipeline = StableDiffusionPipeline(
-        vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=plain,
-        scheduler=build_scheduler("epsilon"), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(tmp_path)
-    loaded = JointDenoiser.load(tmp_path)
+    loaded = JointDenoiser.load(_plain_directory(parts, plain, _kl(), tmp_path))
     latents, text, time = _noise(1, 8, 8, 8), loaded.condition(["a nevus"]), torch.tensor([300])
     found = loaded.predict(latents, time, text, torch.ones(1), loaded.condition([""])).conditional
     with torch.no_grad():

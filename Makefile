@@ -1,0 +1,40 @@
+# Two commands do everything: `make demo` and `make test`. Both set up what they need, once.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup demo test check format pins clean
+
+setup: $(READY)
+
+# Rebuilt only when the pins or the package's own metadata change.
+$(READY): requirements.txt pyproject.toml
+	@command -v uv >/dev/null 2>&1 || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
+	@PYTHON=$(PYTHON) ./cluster/setup.sh $(VENV)
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/factory demo --out runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floors.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# New pins from pyproject.toml: hashes, and no address of any index.
+pins:
+	uv pip compile pyproject.toml --extra test --extra s3 --constraint constraints.txt --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.txt
+
+clean:
+	rm -rf $(VENV)

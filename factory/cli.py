@@ -213,6 +213,20 @@ def verify(run: RunOption) -> None:
     typer.echo(f"verified    {', '.join(opened.tables()) or 'nothing is sealed yet'}")
 
 
+@app.command()
+def size(
+    cluster: Annotated[Path, typer.Option("--cluster", help="A `ray up` YAML, or a KubeRay RayJob or RayCluster.")],
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """How large each pool is for a recipe on a cluster, from the cluster's YAML alone."""
+    from factory.runtime import cluster as clusters
+
+    resources = clusters.resources_of_yaml(cluster)
+    for text in clusters.described(resources, clusters.pools(resources, _recipe(None, recipe, set_))):
+        typer.echo(text)
+
+
 @app.command("recipe")
 def show_recipe(
     name: Annotated[str | None, typer.Argument(help="A named recipe or a YAML file; none shows the defaults.")] = None,
@@ -222,14 +236,12 @@ def show_recipe(
     typer.echo(recipes.resolved_yaml(_recipe(None, name, set_)), nl=False)
 
 
-def main() -> None:
-    """The console script."""
+def main(*verb: str) -> None:
+    """The console script, and with a verb the job of that name: what follows it is read from the command line."""
     from factory.recipe import RecipeError
 
-    try:
-        sys.exit(app(standalone_mode=False))  # the status of a typer.Exit is returned, not raised
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+    try:  # the status of a typer.Exit is returned, not raised
+        sys.exit(app([*verb, *sys.argv[1:]], prog_name="factory", standalone_mode=False))
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

@@ -105,9 +105,17 @@ def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
         return {}, {}
     captions.sealed()  # half of the captions would plan other samples than all of them
     light = corpus.read(["record_id", "diagnosis", "split", "outcome"]).to_pylist()
-    of = {row["record_id"]: row["diagnosis"] for row in light if row["outcome"] == records.ACCEPTED and row["split"] == "train"}
+    of = {
+        row["record_id"]: row["diagnosis"]
+        for row in light
+        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
+    }
     rows = captions.read(["record_id", "asymmetry", "border_irregularity", "colors", "outcome"]).to_pylist()
-    known = [row | {"diagnosis": of[row["record_id"]]} for row in rows if row["outcome"] == records.ACCEPTED and of.get(row["record_id"])]
+    known = [
+        row | {"diagnosis": of[row["record_id"]]}
+        for row in rows
+        if row["outcome"] == records.ACCEPTED and of.get(row["record_id"])
+    ]
     return looks_of(known), {"captions": captions.origin()}
 
 
@@ -119,15 +127,14 @@ def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     run.table("plan").sealed()
     generator, adapter, gate = weights_of(run, recipe)
     digests = {"generator": generator_digest(generator, adapter), "gate": tree_digest(gate)}
+    paths = {"generator": str(generator), "adapter": None if adapter is None else str(adapter)}
     with cluster.connect() as resources:
         pools = cluster.pools(resources, recipe)
-        serve.start_gate(str(gate), JointDenoiser.load(generator, adapter).vae_digest, recipe.gate, pools)
+        serve.start_gate(run.uri, str(gate), JointDenoiser.load(generator, adapter).vae_digest, recipe.gate, pools)
         try:
-            data.synthesize(
-                run, recipe, pools, digests, {"generator": str(generator), "adapter": str(adapter) if adapter else None}, echo
-            )
+            data.synthesize(run, recipe, pools, digests, paths, echo)
         finally:
-            serve.stop_gate()
+            serve.stop_gate(run.uri)
 
 
 def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
@@ -138,7 +145,9 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
     from factory.stages.synthesize import SynthesizeSamples
 
     generator, adapter, gate = weights_of(None if uri is None else Run(uri), recipe)
-    section = recipe.synthesize.model_copy(update={"keep_rejected": "image", "slots": min(len(rows), recipe.synthesize.slots)})
+    section = recipe.synthesize.model_copy(
+        update={"keep_rejected": "image", "slots": min(len(rows), recipe.synthesize.slots)}
+    )
     score = ScoreSamples(gate, JointDenoiser.load(generator, adapter).vae_digest, recipe.gate)
     made = SynthesizeSamples(generator, adapter, section, recipe.gate, LocalGate(score), tree_digest(gate))(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +168,9 @@ def weights_of(run: Run | None, recipe: Recipe) -> tuple[Path, Path | None, Path
         adapter = None if wanted == "none" else _named_weights(run, wanted)
     gate = STARTER / "gate" if recipe.gate.weights == "starter" else _named_weights(run, recipe.gate.weights)
     if not generator.is_dir():
-        raise ValueError(f"synthesize.weights must be `starter` or a diffusers directory, got {generator}; check the path.")
+        raise ValueError(
+            f"synthesize.weights must be `starter` or a diffusers directory, got {generator}; check the path."
+        )
     return generator, adapter, gate
 
 
@@ -191,7 +202,8 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     _complete_card(run, recipe, name, weights, inputs)
     run.put_weights(target, weights)
     first, last = metrics[0], metrics[-1]
-    echo(f"fit {name:<8}{last['step']} steps  loss {first['loss']:.4f} -> {last['loss']:.4f}  {last['step_s']:.2f} s a step")
+    curve = f"loss {first['loss']:.4f} -> {last['loss']:.4f}"
+    echo(f"fit {name:<8}{last['step']} steps  {curve}  {last['step_s']:.2f} s a step")
 
 
 def weights_name(recipe: Recipe, name: str) -> str:
@@ -247,11 +259,18 @@ def _captioned_pairs(corpus: Any, run: Run) -> tuple[list[bytes], list[bytes], l
     }
     rows = [
         row for row in corpus.select(["record_id", "image", "mask", "split", "outcome"]).to_pylist()
-        if row["outcome"] == records.ACCEPTED and row["split"] == "train" and row["mask"] and row["record_id"] in captions
+        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
+        and row["mask"] and row["record_id"] in captions
     ]  # fmt: skip
     if not rows:
-        raise ValueError("fit lora must have training images with masks and captions, got none; ingest and caption some.")
-    return [r["image"]["bytes"] for r in rows], [r["mask"]["bytes"] for r in rows], [captions[r["record_id"]] for r in rows]
+        raise ValueError(
+            "fit lora must have training images with masks and captions, got none; ingest and caption some."
+        )
+    return (
+        [r["image"]["bytes"] for r in rows],
+        [r["mask"]["bytes"] for r in rows],
+        [captions[r["record_id"]] for r in rows],
+    )
 
 
 def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:
@@ -262,7 +281,11 @@ def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: d
     card.setdefault("bytes", sum(file.stat().st_size for file in files))
     card.setdefault("params", sum(_num_values(file) for file in files))
     card.setdefault("digest", tree_digest(weights))
-    licences = sorted({row["licence"] for row in run.table("corpus").read(["licence"]).to_pylist()} - {None}) if name != "gate" else []
+    licences = (
+        sorted({row["licence"] for row in run.table("corpus").read(["licence"]).to_pylist()} - {None})
+        if name != "gate"
+        else []
+    )
     card |= {"objective": name, "inputs": inputs, "licence": " AND ".join(licences) or STARTER_LICENCE}
     if name in ("lora", "gate"):
         base = recipe.synthesize.weights
@@ -284,7 +307,7 @@ def _num_values(file: Path) -> int:
     return total
 
 
-# ------------------------------------------------------------------------------------------------------ worth and release
+# ------------------------------------------------------------------------------------------- worth and release
 
 
 def evaluate(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
@@ -305,7 +328,9 @@ def is_phantom(run: Run) -> bool:
 def _evaluate_gate(run: Run, recipe: Recipe, echo: Echo) -> None:
     from factory.lab.truth import gate_accuracy
 
-    result = gate_accuracy(local_validator(run, recipe), seed=97, count=recipe.evaluate.gate_pairs, size=recipe.plan.size)
+    result = gate_accuracy(
+        local_validator(run, recipe), seed=97, count=recipe.evaluate.gate_pairs, size=recipe.plan.size
+    )
     _write(run, "gate_accuracy", result)
     echo(f"gate        precision {_share(result, 'precision')}, recall {_share(result, 'recall')} on planted faults")
 
@@ -328,10 +353,12 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
 
     def validate(images: Any, masks: Any) -> list[tuple[str, str | None, float | None]]:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = torch.cat([
-            denoiser.image_latents(denoiser.encode(p, torch.from_numpy(m)[:, None].float()))
-            for p, m in zip(pixels.split(16), [masks[i : i + 16] for i in range(0, len(masks), 16)], strict=True)
-        ])
+        latents = torch.cat(
+            [
+                denoiser.image_latents(denoiser.encode(p, torch.from_numpy(m)[:, None].float()))
+                for p, m in zip(pixels.split(16), [masks[i : i + 16] for i in range(0, len(masks), 16)], strict=True)
+            ]
+        )
         return [(j["outcome"], j["reason"], j["scores"].get("iou")) for j in score(latents.numpy(), masks)]
 
     return validate
@@ -340,7 +367,9 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
 def _evaluate_captions(run: Run, recipe: Recipe, echo: Echo) -> None:
     from factory.lab.truth import captioner_accuracy
 
-    corpus = run.table("corpus").read(["record_id", "outcome", "true_asymmetry", "true_border_irregularity", "true_color_count", "true_colors"])
+    corpus = run.table("corpus").read(
+        ["record_id", "outcome", "true_asymmetry", "true_border_irregularity", "true_color_count", "true_colors"]
+    )
     if corpus["true_asymmetry"].null_count == len(corpus):
         echo("captions    no truth to compare with: the corpus holds no phantoms")
         return
@@ -364,7 +393,12 @@ def _evaluate_worth(run: Run, recipe: Recipe, echo: Echo) -> None:
 
     copies = _evaluate_near_copies(run, recipe, echo)["copies"]
     run_worth(
-        run.store, run.table("corpus").read(), run.table("samples").read(), recipe.evaluate.worth, copies=copies, progress=echo
+        run.store,
+        run.table("corpus").read(),
+        run.table("samples").read(),
+        recipe.evaluate.worth,
+        copies=copies,
+        progress=echo,
     )
 
 
@@ -396,9 +430,14 @@ def base_parents(recipe: Recipe) -> list[Any]:
 
 def status(run: Run) -> list[str]:
     """What a run holds: one line per table and per weights."""
-    lines = [f"{name:<10} sealed, {run.table(name).sealed().rows} rows" + _outcomes(run.table(name).counts()) for name in run.tables()]
+    lines = [
+        f"{name:<10} sealed, {run.table(name).sealed().rows} rows" + _outcomes(run.table(name).counts())
+        for name in run.tables()
+    ]
     begun = sorted({path.split("/")[0] for path in run.store.list("") if "/part-" in path} - set(run.tables()))
-    lines += [f"{name:<10} not sealed, {len(run.table(name).parts())} parts; run its step again to go on" for name in begun]
+    lines += [
+        f"{name:<10} not sealed, {len(run.table(name).parts())} parts; run its step again to go on" for name in begun
+    ]
     lines += [f"weights/{name}" for name in run.weights()]
     return lines or ["nothing yet; begin with `factory ingest`"]
 

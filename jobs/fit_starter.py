@@ -39,6 +39,7 @@ VAE = FitSection(
     steps=3600, batch_size=8, learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=1e-5,
     ema_decay=0.995, checkpoint_every=100,
 )  # fmt: skip
+VAE_BROAD = VAE.model_copy(update={"steps": 1800, "learning_rate": 1.2e-3, "warmup_steps": 30})
 HEAD = FitSection(
     steps=300, batch_size=16, learning_rate=2e-3, warmup_steps=20, schedule="cosine", checkpoint_every=100
 )
@@ -47,7 +48,7 @@ JOINT = FitSection(
     ema_decay=0.999, checkpoint_every=100,
 )  # fmt: skip
 GATE = GateFitSection(steps=1200, batch_size=16, learning_rate=2e-3, warmup_steps=50, schedule="cosine", phantoms=3000)
-FITS = {"vae": VAE, "head": HEAD, "joint": JOINT, "gate": GATE}
+FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "head": HEAD, "joint": JOINT, "gate": GATE}
 
 
 def caption_of(drawn: phantom.Phantom, rng: np.random.Generator) -> str:
@@ -77,9 +78,13 @@ def base_of(work: Path, vocabulary: list[str]) -> JointDenoiser:
 
 
 def fit_vae(work: Path) -> None:
-    if not (work / "vae").exists():
+    """First on phantoms as they are, then on phantoms broadened far beyond skin."""
+    if not (work / "vae-near").exists():
         objective = FitVae(SEED)
-        objective.save(train(objective, VAE, work / "vae-fit"), work / "vae")
+        objective.save(train(objective, VAE, work / "vae-fit"), work / "vae-near")
+    if not (work / "vae").exists():
+        objective = FitVae(SEED + 100, broad=True, start=work / "vae-near")
+        objective.save(train(objective, VAE_BROAD, work / "vae-broad-fit"), work / "vae")
 
 
 def encode(work: Path, count: int) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
@@ -18,19 +19,23 @@ from torch import Tensor, nn
 
 from factory import phantom
 from factory.fits.objective import RowNoise
-from factory.models.starter import build_vae
+from factory.models.starter import build_vae, load_vae
 
 MSE_WEIGHT = 2.0
 GRADIENT_WEIGHT = 0.25
-LATENT_NOISE = 0.03  # of the latents' deviation
+LATENT_NOISE = 0.02  # of the latents' deviation
 MASK_SHARE = 0.12  # of the crops are masks
 
 
 class PhantomCrops:
-    """Two random square crops per phantom, (2 rows, 3, crop, crop) in [-1, 1], a function of (seed, index)."""
+    """Two random square crops per phantom, (2 rows, 3, crop, crop) in [-1, 1], a function of (seed, index).
 
-    def __init__(self, seed: int, count: int, size: int = 128, crop: int = 64) -> None:
-        self.seed, self.count, self.size, self.crop = seed, count, size, crop
+    `broad` ones are also tinted, textured, blurred and pasted into each other, far beyond what skin does: stickers,
+    gloves, ink and weave are in real images too, and no renderer has them all.
+    """
+
+    def __init__(self, seed: int, count: int, size: int = 128, crop: int = 64, *, broad: bool = False) -> None:
+        self.seed, self.count, self.size, self.crop, self.broad = seed, count, size, crop, broad
 
     def __len__(self) -> int:
         return self.count
@@ -43,7 +48,8 @@ class PhantomCrops:
         rng = np.random.default_rng([self.seed, index, 7])
         drawn = phantom.draw(self.seed, index, self.size)
         image = drawn.image.astype(np.float32) / 255
-        return [self._crop(rng, image, drawn.mask) for _ in range(2)]
+        crops = [self._crop(rng, image, drawn.mask) for _ in range(2)]
+        return [_broadened(rng, crop, crops[0]) for crop in crops] if self.broad else crops
 
     def _crop(self, rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         top, left = rng.integers(0, self.size - self.crop + 1, 2)
@@ -51,6 +57,35 @@ class PhantomCrops:
         if rng.random() < MASK_SHARE:
             return np.repeat(mask[window][..., None].astype(np.float32), 3, axis=2)
         return _relight(rng, np.rot90(image[window], int(rng.integers(4))))
+
+
+def _broadened(rng: np.random.Generator, image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Each change comes with its own small chance, so that most crops have one or two."""
+    if rng.random() < 0.3:
+        image = _tinted(rng, image)
+    if rng.random() < 0.3:
+        image = image + _texture(rng, image.shape[0]) * np.float32(abs(rng.normal(0, 0.12)))
+    if rng.random() < 0.15:
+        image = np.where(_texture(rng, image.shape[0])[..., :1] > 0.5, _tinted(rng, np.rot90(other)), image)
+    if rng.random() < 0.25:
+        image = cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), rng.uniform(0.4, 1.2))
+    return np.clip(image, 0, 1, dtype=np.float32)
+
+
+def _tinted(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Another hue, more or less saturated."""
+    hsv = cv2.cvtColor(np.clip(image, 0, 1).astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0] + rng.uniform(0, 360)) % 360
+    hsv[..., 1] = np.clip(hsv[..., 1] * np.exp(rng.normal(0.4, 0.6)), 0, 1)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+
+
+def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Coloured or grey noise of one random grain, unit variance, (side, side, 3)."""
+    grain = int(rng.integers(2, side // 2))
+    noise = rng.standard_normal((grain, grain, 3 if rng.random() < 0.5 else 1)).astype(np.float32)
+    field = cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC).reshape(side, side, -1)
+    return np.broadcast_to(field / field.std(), (side, side, 3))
 
 
 def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -65,13 +100,18 @@ def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 class FitVae:
-    """Objective: an AutoencoderDC over phantom crops."""
+    """Objective: an AutoencoderDC over phantom crops, from nothing or from the one in `start`."""
 
-    def __init__(self, seed: int = 1, count: int = 1_000_000, size: int = 128, **architecture: Any) -> None:
-        self.examples = PhantomCrops(seed, count, size)
-        self.architecture = architecture
+    def __init__(
+        self, seed: int = 1, count: int = 1_000_000, size: int = 128, *, broad: bool = False, start: Path | None = None,
+        **architecture: Any,
+    ) -> None:  # fmt: skip
+        self.examples = PhantomCrops(seed, count, size, broad=broad)
+        self.start, self.architecture = start, architecture
 
     def build(self) -> AutoencoderDC:
+        if self.start is not None:
+            return self.load(self.start).train()
         torch.manual_seed(0)
         return build_vae(**self.architecture).train()
 
@@ -90,4 +130,4 @@ class FitVae:
         model.save_pretrained(directory)  # type: ignore[operator]
 
     def load(self, directory: Path) -> AutoencoderDC:
-        return AutoencoderDC.from_pretrained(directory)
+        return load_vae(directory)

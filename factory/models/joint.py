@@ -31,6 +31,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
 from factory.models.latents import LatentStats, MaskHead, mask_to_vae_input
@@ -355,6 +356,7 @@ def _codec_class(folder: Path) -> Any:
 def _from_safetensors(kind: Any, folder: Path) -> Any:
     # Its one warning is about `block_out_channels`, which our VAE's config holds for pipelines to find.
     logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)
+    disable_progress_bar()  # a bar per part, of files that load in a moment
     variant = weight_files(folder)[1]
     return kind.from_pretrained(
         folder, variant=variant, use_safetensors=True, local_files_only=True, dtype=torch.float32

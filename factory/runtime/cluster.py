@@ -1,17 +1,25 @@
 """What there is to run on, and how large each pool should be there.
 
-`pools` is a pure function of (resources, recipe), so that the same answer is had from a live cluster and from a
-cluster YAML. On one machine `connect` starts Ray by itself, with at least eight logical CPUs: Ray Data can wait for
-ever when an actor pool leaves no whole CPU for its tasks, and logical CPUs cost nothing.
+`pools` is a pure function of (resources, recipe), so that the same answer is had from a live cluster (`resources`)
+and from a cluster YAML without one (`resources_of_yaml`). On one machine `connect` starts Ray by itself, with at
+least eight logical CPUs: Ray Data can wait for ever when an actor pool leaves no whole CPU for its tasks, and logical
+CPUs cost nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from factory.recipe import Recipe
 
@@ -22,11 +30,17 @@ ACTOR_CPUS = 0.5  # logical; what an actor reserves, so that tasks always find a
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster has: physical cores, GPUs, and bytes of memory."""
+    """What a cluster has, or may grow to: cores, GPUs, and bytes of memory (0: not known)."""
 
     cpus: int
     gpus: int = 0
     memory: int = 0
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(self.cpus + other.cpus, self.gpus + other.gpus, self.memory + other.memory)
+
+    def __mul__(self, count: int) -> Resources:
+        return Resources(self.cpus * count, self.gpus * count, self.memory * count)
 
 
 @dataclass(frozen=True)
@@ -101,10 +115,137 @@ def settle() -> None:
 
 
 def resources() -> Resources:
-    """What the connected cluster has. Here, on one machine, cores are counted from the machine: Ray's are logical."""
-    import ray
+    """What the connected cluster has, or may grow to where it has an autoscaler.
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    total = ray.cluster_resources()
-    cpus = os.cpu_count() or 1 if len(nodes) == 1 else int(total.get("CPU", 1))
-    return Resources(cpus=cpus, gpus=int(total.get("GPU", 0)), memory=int(total.get("memory", 0)))
+    On one machine that cannot grow, cores are counted from the machine: Ray's are logical there.
+    """
+    import ray
+    from ray._private.state import state  # what Ray Train itself asks; there is no public name for it
+
+    nodes, total = [node for node in ray.nodes() if node["Alive"]], ray.cluster_resources()
+    most = state.get_max_resources_from_cluster_config() or {}
+    grown = {name: max(total.get(name, 0), limit) for name, limit in most.items() if limit < sys.maxsize}
+    if grown.get("CPU", 0) > total.get("CPU", 0) or len(nodes) > 1:
+        cpus = int(grown.get("CPU") or total.get("CPU", 1))
+    else:
+        cpus = os.cpu_count() or 1
+    known = {**total, **grown}
+    return Resources(cpus=cpus, gpus=int(known.get("GPU", 0)), memory=int(known.get("memory", 0)))
+
+
+# ------------------------------------------------------------------------------------------------------ from a YAML
+
+_QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|[kMGTP]i?|Ki)?$")
+_POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+_START_FLAG = re.compile(r"--num-(cpus|gpus)[= ](\d+)|--(memory)[= ](\d+)")
+_KUBERAY = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig", "RayCluster": None}
+
+
+def resources_of_yaml(path: str | Path) -> Resources:
+    """What a cluster has at its largest, read from a `ray up` YAML or from a KubeRay RayJob, RayService or RayCluster.
+
+    Raises ValueError where the file leaves it open, as when a group's CPUs are not stated.
+    """
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cluster must be a readable YAML file, got {path} ({error}); check the path.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"cluster must be a YAML mapping, got {path}; name a `ray up` YAML or a RayJob.")
+    if config.get("kind") in _KUBERAY:
+        key = _KUBERAY[config["kind"]]
+        return _of_kuberay(config["spec"] if key is None else config["spec"][key])
+    if (config.get("provider") or {}).get("type") == "local":
+        return _of_machines(config)
+    if "available_node_types" in config:
+        return _of_node_types(config)
+    raise ValueError(
+        f"cluster must have available_node_types, a local provider or a KubeRay kind, got none in {path}; "
+        "see cluster/ for an example of each."
+    )
+
+
+def _of_node_types(config: Mapping[str, Any]) -> Resources:
+    """`ray up` on a cloud: the head, and every type as often as it may be started."""
+    types, head = config["available_node_types"], config["head_node_type"]
+    limit = config.get("max_workers", 2)  # the launcher's own default
+    counts = {name: min(limit, kind.get("max_workers", 0 if name == head else limit)) for name, kind in types.items()}
+    if sum(counts.values()) > limit and sum(count > 0 for count in counts.values()) > 1:
+        raise ValueError(
+            f"max_workers must be the sum of its types' ({sum(counts.values())}), got {limit}; with less, what is "
+            "started depends on demand. Raise it, or lower the types' own."
+        )
+    counts[head] += 1
+    return sum((_of_type(name, types[name]) * count for name, count in counts.items() if count), Resources(0))
+
+
+def _of_type(name: str, kind: Mapping[str, Any]) -> Resources:
+    has = kind.get("resources") or {}
+    return Resources(_stated(has.get("CPU"), f"available_node_types.{name}.resources.CPU"),
+                     int(has.get("GPU", 0)), int(has.get("memory", 0)))  # fmt: skip
+
+
+def _of_machines(config: Mapping[str, Any]) -> Resources:
+    """`ray up` on machines of one's own: what the start commands state, since nothing else does."""
+    machines = config["provider"].get("worker_ips") or []
+    found = _of_commands(config, "head_start_ray_commands")
+    workers = min(len(machines), config.get("max_workers", len(machines)))
+    return found + _of_commands(config, "worker_start_ray_commands") * workers if workers else found
+
+
+def _of_commands(config: Mapping[str, Any], field: str) -> Resources:
+    text = " ".join(config.get(field) or [])
+    has = {match[1] or match[3]: int(match[2] or match[4]) for match in _START_FLAG.finditer(text)}
+    return Resources(_stated(has.get("cpus"), f"--num-cpus in {field}"), has.get("gpus", 0), has.get("memory", 0))
+
+
+def _of_kuberay(spec: Mapping[str, Any]) -> Resources:
+    """A RayClusterSpec: the head, and every worker group at its largest."""
+    found = _of_group("headGroupSpec", spec["headGroupSpec"])
+    for group in spec.get("workerGroupSpecs") or []:
+        most = _stated(group.get("maxReplicas"), f"{group['groupName']}.maxReplicas")
+        found += _of_group(group["groupName"], group) * (most * group.get("numOfHosts", 1))
+    return found
+
+
+def _of_group(name: str, group: Mapping[str, Any]) -> Resources:
+    """As KubeRay reads it: the group's `resources`, then `rayStartParams`, then the first container's limits."""
+    asked = group["template"]["spec"]["containers"][0].get("resources") or {}
+    pod = {**(asked.get("requests") or {}), **(asked.get("limits") or {})}
+    gpus = next((value for key, value in pod.items() if key.endswith("gpu")), 0)
+    start, has = group.get("rayStartParams") or {}, group.get("resources") or {}
+    cpus = has.get("CPU", start.get("num-cpus", pod.get("cpu")))
+    return Resources(
+        _stated(None if cpus is None else _quantity(cpus), f"{name}.rayStartParams.num-cpus or its cpu limit"),
+        _quantity(has.get("GPU", start.get("num-gpus", gpus))),
+        _quantity(has.get("memory", start.get("memory", pod.get("memory", 0)))),
+    )
+
+
+def _stated(value: int | None, field: str) -> int:
+    if value is None:
+        raise ValueError(f"{field} must be stated for a cluster to be sized without it, got nothing; add it.")
+    return int(value)
+
+
+def _quantity(value: object) -> int:
+    """A Kubernetes quantity (`4`, `500m`, `16Gi`) as a whole number, rounded up."""
+    match = _QUANTITY.match(str(value))
+    if match is None:
+        raise ValueError(f"resources must be Kubernetes quantities such as 4, 500m or 16Gi, got {value!r}; correct it.")
+    number, unit = float(match[1]), match[2] or ""
+    if unit == "m":
+        return math.ceil(number / 1000)
+    return math.ceil(number * (1024 if unit.endswith("i") else 1000) ** _POWERS.get(unit[:1], 0))
+
+
+def described(resources: Resources, pools: Pools) -> list[str]:
+    """What `factory size` prints: the cluster at its largest and each pool on it."""
+    memory = f", {resources.memory / 2**30:.0f} GiB of memory" if resources.memory else ""
+    each = "a GPU each" if pools.gpus_per_actor else f"{pools.num_threads} thread(s) each, no GPU"
+    return [
+        f"cluster     {resources.cpus} CPUs, {resources.gpus} GPUs{memory}, at its largest",
+        f"synthesize  {pools.synthesize} actor(s), {each}",
+        f"gate        {pools.gate_replicas} replica(s)",
+        f"curate      {pools.tasks} actor(s), the same for captions",
+    ]

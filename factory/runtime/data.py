@@ -212,7 +212,8 @@ class SynthesizeUnit(_UnitStage):
         from factory.runtime.serve import GateHandle
 
         self.plan = Run(run_uri).table("plan")
-        self.synthesize = self.stage()(weights, adapter, recipe.synthesize, recipe.gate, GateHandle(), gate_digest)
+        gate = GateHandle(run_uri)
+        self.synthesize = self.stage()(weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest)
 
     def stage(self) -> type[SynthesizeSamples]:
         """The stage it runs; another family's unit overrides this."""

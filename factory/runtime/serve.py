@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from factory import records
 from factory.models.sampler import Stage, Verdict
 from factory.recipe import GateSection
 from factory.runtime.cluster import Pools
 from factory.stages.score import as_arrays, verdicts
 
-APP = "gate"
 RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0)  # a replica that dies mid-call is replaced in about two seconds
 
 
@@ -37,8 +37,13 @@ class GateDeployment:
         self._score.section = GateSection(**policy)
 
 
-def start_gate(weights: str, vae_digest: str, section: GateSection, pools: Pools) -> None:
-    """Deploys the gate on the connected cluster, and returns when it answers. Nothing is bound beyond loopback."""
+def app_name(run_uri: str) -> str:
+    """A gate is its run's own: runs that share a cluster have other weights and other policies."""
+    return f"gate-{records.digest('gate', run_uri)[:12]}"
+
+
+def start_gate(run_uri: str, weights: str, vae_digest: str, section: GateSection, pools: Pools) -> None:
+    """Deploys a run's gate on the connected cluster, and returns when it answers. Nothing is bound beyond loopback."""
     from ray import serve
 
     serve.start(http_options={"host": "127.0.0.1", "port": 0, "location": "NoServer"})
@@ -49,23 +54,25 @@ def start_gate(weights: str, vae_digest: str, section: GateSection, pools: Pools
         user_config=section.model_dump(),
         logging_config={"enable_access_log": False, "log_level": "ERROR"},
     )
-    serve.run(deployment.bind(weights, vae_digest, section, pools.num_threads), name=APP, route_prefix=None)
+    gate = deployment.bind(weights, vae_digest, section, pools.num_threads)
+    serve.run(gate, name=app_name(run_uri), route_prefix=None)
 
 
-def stop_gate() -> None:
-    """Takes the gate down and Serve with it."""
+def stop_gate(run_uri: str) -> None:
+    """Takes a run's gate down. Serve itself stays: it may hold other runs' gates, and ends with its cluster."""
     from ray import serve
 
-    serve.shutdown()
+    serve.delete(app_name(run_uri))
 
 
 class GateHandle:
-    """The gate as the sampler sees it: submit a batch, collect its verdicts later (see `models/sampler.py`).
+    """A run's gate as the sampler sees it: submit a batch, collect its verdicts later (see `models/sampler.py`).
 
     A call whose replica died is sent again; verdicts depend on nothing but the batch, so a second answer is the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run_uri: str) -> None:
+        self._name = app_name(run_uri)
         self._handle: Any = None
 
     def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor, stage: Stage) -> Any:
@@ -73,7 +80,7 @@ class GateHandle:
         from ray import serve
 
         if self._handle is None:
-            self._handle = serve.get_app_handle(APP)
+            self._handle = serve.get_app_handle(self._name)
         arguments = (*as_arrays(image_latents, masks), stage)
         return arguments, self._handle.validate.remote(*arguments)
 

@@ -51,7 +51,7 @@ def test_levels_of_equal_noise_ratio_have_equal_log_snr_across_families() -> Non
 
 def test_an_unknown_prediction_type_is_refused_by_name() -> None:
     one = torch.ones(1, 1, 1, 1)
-    with pytest.raises(ValueError, match="prediction_type must be one of .* got 'sample'"):
+    with pytest.raises(ValueError, match=r"prediction_type must be one of .* got 'sample'"):
         clean_estimate("sample", one, one, torch.ones(1))
 
 

@@ -162,7 +162,7 @@ def test_zero_terminal_snr_is_refused_on_a_base_that_predicts_noise() -> None:
     assert build_scheduler().alphas_cumprod[-1].item() == 0.0
     with pytest.raises(ValueError, match="rescale_betas_zero_snr must be False when prediction_type is epsilon"):
         build_scheduler("epsilon", rescale_betas_zero_snr=True)
-    with pytest.raises(ValueError, match="prediction_type must be epsilon or v_prediction .* got 'sample'"):
+    with pytest.raises(ValueError, match=r"prediction_type must be epsilon or v_prediction .* got 'sample'"):
         build_scheduler("sample")
 
 
@@ -196,8 +196,8 @@ def test_the_directory_is_one_that_diffusers_loads_and_samples_from(tiny: JointD
 def _plain_directory(parts: JointDenoiser, unet: UNet2DConditionModel, vae: Any, folder: Path) -> Path:
     """A text-to-image base as its publishers write it: no mask head, no statistics."""
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=unet,
-        scheduler=build_scheduler("epsilon"), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=unet, safety_checker=None,
+        scheduler=build_scheduler("epsilon"), feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.save_pretrained(folder)
     return folder
@@ -280,7 +280,7 @@ def test_half_precision_variants_are_found_and_pickled_weights_are_not_loaded(
     with pytest.raises(ValueError, match="must hold safetensors, got none"):
         JointDenoiser.load(tmp_path)
     shutil.rmtree(tmp_path / "unet")
-    with pytest.raises(ValueError, match="must be a Stable Diffusion directory .* without unet; save"):
+    with pytest.raises(ValueError, match=r"must be a Stable Diffusion directory .* without unet; save"):
         JointDenoiser.load(tmp_path)
 
 

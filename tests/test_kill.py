@@ -1,0 +1,155 @@
+"""`kill -9` of the driver in the middle: the same command again finishes the run, and nothing is made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from factory import line
+from factory.recipe import Recipe, load
+from factory.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+UNITS, ROWS = 12, 2
+TIMEOUT_S = 400
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_weights: Any) -> Recipe:
+    """24 samples in 12 units, slow enough to be caught at it; half of them are audits and are always drawn."""
+    return load(
+        "smoke",
+        [
+            *tiny_weights.overrides, f"plan.count={UNITS * ROWS}", f"plan.unit_rows={ROWS}", "plan.audit_min=12",
+            "plan.num_inference_steps=120", "synthesize.slots=2", "synthesize.num_actors=1",
+        ],
+    )  # fmt: skip
+
+
+def planned(folder: Path, recipe: Recipe) -> Path:
+    with line.driving(str(folder), recipe, "plan") as run:
+        line.plan(run, recipe, lambda text: None)
+    return folder
+
+
+def parts(run: Path) -> dict[str, tuple[int, str]]:
+    """Modification time and SHA-256 of every committed part."""
+    return {
+        path.name: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted((run / "samples").glob("part-*.parquet"))
+    }
+
+
+class Driver:
+    """`factory synthesize` in a process group of its own."""
+
+    def __init__(self, run: Path, log: Path) -> None:
+        self.run, self.log = run, log
+        command = [sys.executable, "-m", "factory.cli", "synthesize", "--run", str(run)]
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+        self.family: set[psutil.Process] = set()
+
+    def meet_family(self) -> None:
+        """Remember what it has started so far; processes are known by pid and start time, so none is mistaken."""
+        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+
+    def kill_in_the_middle(self) -> dict[str, tuple[int, str]]:
+        """SIGKILL once a few parts are there and not all; returns those parts."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while len(list((self.run / "samples").glob("part-*.parquet"))) < 3:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        self.meet_family()
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        return parts(self.run)
+
+    def end_family(self) -> None:
+        """Whatever outlived the driver, and only that."""
+        for left in self.family:
+            with_suppressed(left.kill)
+        psutil.wait_procs(self.family, timeout=30)
+
+
+def with_suppressed(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except psutil.NoSuchProcess:
+        return
+
+
+@pytest.fixture
+def drive(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
+    """`drive(run)` starts a driver; at the end everything that any of them started is gone."""
+    drivers: list[Driver] = []
+
+    def start(run: Path) -> Driver:
+        drivers.append(Driver(run, tmp_path / f"driver-{len(drivers)}.log"))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.meet_family()
+            driver.process.kill()
+            driver.process.wait()
+        driver.end_family()
+
+
+def test_a_killed_run_is_finished_by_the_same_command_and_is_the_undisturbed_run(
+    recipe: Recipe, tmp_path: Path, drive: Callable[[Path], Driver]
+) -> None:
+    run = planned(tmp_path / "killed", recipe)
+    before = drive(run).kill_in_the_middle()
+    assert 3 <= len(before) < UNITS
+    assert not (run / "samples/_MANIFEST.json").exists()
+    judged = [row for part in before for row in _rows(run / "samples" / part)]
+    assert {row["outcome"] for row in judged} >= {"rejected"}  # so there was something to be made again
+
+    second = drive(run)  # at once: what the first left running must not be in its way
+    assert second.process.wait(TIMEOUT_S) == 0, second.log.read_text()
+    after = parts(run)
+    assert {name: after[name] for name in before} == before
+    made = len(after) - len(before)
+    assert f"{UNITS * ROWS}/{UNITS * ROWS} rows" in second.log.read_text()
+    assert _counted(second.log.read_text()) == made * ROWS  # rejected samples of the first driver are not made again
+
+    table = Run(run).table("samples")
+    identifiers = table.read(["sample_id"])["sample_id"].to_pylist()
+    wanted = Run(run).table("plan").read(["sample_id"])["sample_id"].to_pylist()
+    assert sorted(identifiers) == sorted(wanted) and len(set(identifiers)) == UNITS * ROWS
+    assert Run(run).verify() == []
+    assert not (run / "_LOCK.json").exists()
+
+    calm = planned(tmp_path / "calm", recipe)
+    third = drive(calm)
+    assert third.process.wait(TIMEOUT_S) == 0, third.log.read_text()
+    assert {name: digest for name, (_, digest) in parts(calm).items()} == {n: d for n, (_, d) in after.items()}
+    assert Run(calm).table("samples").sealed().parts == table.sealed().parts
+    images = [row["image"] for row in table.read(["image"]).to_pylist()]
+    assert sum(image is not None for image in images) >= 12  # the audits at least were drawn to the end
+
+
+def _rows(part: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(part, columns=["sample_id", "outcome"]).to_pylist()
+
+
+def _counted(log: str) -> int:
+    """Rows that the last progress line counts by outcome: those this driver made."""
+    last = [text for text in log.splitlines() if text.startswith("synthesize")][-1]
+    words = last.replace(",", "").split()
+    return sum(int(words[words.index(name) + 1]) for name in ("accepted", "rejected", "failed") if name in words)

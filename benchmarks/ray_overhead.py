@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def on_ray(run: Run, recipe: Recipe, gate: Path) -> tuple[float, float]:
     serve.start_gate(run.uri, str(gate), VAE, recipe.gate, pools)
     started, clock = time.perf_counter(), time.time()
     paths: dict[str, str | None] = {"generator": "", "adapter": None}
-    data.synthesize(run, recipe, pools, {"generator": VAE, "gate": VAE}, paths, lambda text: None, FreeUnit)
+    data.synthesize(run, recipe, pools, {"generator": VAE, "gate": VAE}, paths, nullcontext(), lambda text: None, FreeUnit)
     spent = time.perf_counter() - started
     serve.stop_gate(run.uri)
     return spent, min(part.stat().st_mtime for part in (Path(run.uri) / "samples").glob("part-*")) - clock

@@ -121,8 +121,7 @@ def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
 
 def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """The plan's samples, judged by the gate while they are made."""
-    from factory.models.joint import JointDenoiser
-    from factory.runtime import cluster, data, serve
+    from factory.runtime import cluster, data
 
     run.table("plan").sealed()
     generator, adapter, gate = weights_of(run, recipe)
@@ -130,11 +129,22 @@ def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     paths = {"generator": str(generator), "adapter": None if adapter is None else str(adapter)}
     with cluster.connect() as resources:
         pools = cluster.pools(resources, recipe)
-        serve.start_gate(run.uri, str(gate), JointDenoiser.load(generator, adapter).vae_digest, recipe.gate, pools)
-        try:
-            data.synthesize(run, recipe, pools, digests, paths, echo)
-        finally:
-            serve.stop_gate(run.uri)
+        judging = _gate_deployed(run, recipe, pools)
+        data.synthesize(run, recipe, pools, digests, paths, judging, echo)
+
+
+@contextlib.contextmanager
+def _gate_deployed(run: Run, recipe: Recipe, pools: Any) -> Iterator[None]:
+    """The run's gate is up and answers."""
+    from factory.models.joint import JointDenoiser
+    from factory.runtime import serve
+
+    generator, adapter, gate = weights_of(run, recipe)
+    serve.start_gate(run.uri, str(gate), JointDenoiser.load(generator, adapter).vae_digest, recipe.gate, pools)
+    try:
+        yield
+    finally:
+        serve.stop_gate(run.uri)
 
 
 def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:

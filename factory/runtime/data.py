@@ -11,6 +11,7 @@ commit is a task of its own, so that an actor goes on while its last unit is wri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,20 +65,23 @@ def synthesize(
     pools: Pools,
     weights: dict[str, str],
     paths: dict[str, str | None],
+    gate: AbstractContextManager[None],
     echo: Echo = print,
     unit: type[SynthesizeUnit] | None = None,
 ) -> None:
-    """The sealed plan to the sealed `samples`, with the gate (already deployed) asked by handle.
+    """The sealed plan to the sealed `samples`, with the gate asked by handle.
 
-    weights: digests by role (`generator`, `gate`), which name the table; paths: `generator`, `adapter`; unit: the
-    stage, if not `SynthesizeUnit`.
+    weights: digests by role (`generator`, `gate`), which name the table; paths: `generator`, `adapter`; gate: within
+    it the gate is deployed, entered only if there is something to judge; unit: the stage, if not `SynthesizeUnit`.
     """
     plan = run.table("plan")
     units = int(pc.max(plan.read(["unit"])["unit"]).as_py()) + 1
     table, fingerprint = run.table("samples"), _fingerprint(run, recipe, "samples", ["plan"], weights)
     arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"])
     stage = partial(_pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
-    _fill(table, units, fingerprint, plan.sealed().rows, "synthesize", echo, stage)
+    table.require(fingerprint)
+    with gate if table.missing(units) else nullcontext():
+        _fill(table, units, fingerprint, plan.sealed().rows, "synthesize", echo, stage)
     table.seal(units, fingerprint, {"plan": plan.digest()})
 
 

@@ -91,7 +91,7 @@ def strict(lenient: Path, synthesized: Callable[..., Path]) -> Path:
     """A gate that forbids the larger masks, at a checkpoint and at the end: at the end 4 of the 9 audits' masks.
     Rejected pixels are kept."""
     limit = statistics.median(row["score_area"] for row in rows_of(lenient, "samples") if row["audit"])
-    return synthesized("strict", f"gate.max_area={limit:.6f}", "gate.checkpoints=[0.5]")
+    return synthesized("strict", f"gate.max_area={limit!r}", "gate.checkpoints=[0.5]")
 
 
 def test_every_table_counts_what_the_one_before_it_gave(lenient: Path) -> None:

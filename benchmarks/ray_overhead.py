@@ -105,8 +105,8 @@ def on_ray(run: Run, recipe: Recipe, gate: Path) -> tuple[float, float]:
     pools = cluster.pools(cluster.Resources(os.cpu_count() or 1), recipe)
     serve.start_gate(run.uri, str(gate), VAE, recipe.gate, pools)
     started, clock = time.perf_counter(), time.time()
-    paths: dict[str, str | None] = {"generator": "", "adapter": None}
-    data.synthesize(run, recipe, pools, {"generator": VAE, "gate": VAE}, paths, nullcontext(), lambda text: None, FreeUnit)
+    digests, paths = dict.fromkeys(("generator", "gate"), VAE), {"generator": "", "adapter": None}
+    data.synthesize(run, recipe, pools, digests, paths, nullcontext(), lambda text: None, FreeUnit)
     spent = time.perf_counter() - started
     serve.stop_gate(run.uri)
     return spent, min(part.stat().st_mtime for part in (Path(run.uri) / "samples").glob("part-*")) - clock

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from factory import records
-from factory.models.weights import STARTER, generator_digest, tree_digest
-from factory.recipe import FitSection, Recipe
+from factory.models.weights import generator_digest, tree_digest
+from factory.recipe import Recipe
 from factory.run import Run
 
-FITS = ("lora", "gate", "mae", "distill")
 EVALUATIONS = ("gate", "captions", "near_copies", "worth")
 STEPS = ("ingest", "caption", "fit", "plan", "synthesize", "encoders", "evaluate", "release")
-STARTER_LICENCE = "Apache-2.0"
 
 Echo = Callable[[str], None]
 
@@ -122,6 +119,7 @@ def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
 def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """The plan's samples, judged by the gate while they are made."""
     from factory.runtime import cluster, data
+    from factory.runtime.weights import weights_of
 
     run.table("plan").sealed()
     generator, adapter, gate = weights_of(run, recipe)
@@ -138,6 +136,7 @@ def _gate_deployed(run: Run, recipe: Recipe, pools: Any) -> Iterator[None]:
     """The run's gate is up and answers."""
     from factory.models.joint import JointDenoiser
     from factory.runtime import serve
+    from factory.runtime.weights import weights_of
 
     generator, adapter, gate = weights_of(run, recipe)
     serve.start_gate(run.uri, str(gate), JointDenoiser.load(generator, adapter).vae_digest, recipe.gate, pools)
@@ -151,6 +150,7 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
     """Draws a few samples here, without a cluster, judged by the same gate, as one contact sheet at `out` (PNG)."""
     from factory.models.joint import JointDenoiser
     from factory.release.sheet import contact_sheet
+    from factory.runtime.weights import weights_of
     from factory.stages.score import LocalGate, ScoreSamples
     from factory.stages.synthesize import SynthesizeSamples
 
@@ -168,153 +168,11 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
 # ------------------------------------------------------------------------------------------------------ weights
 
 
-def weights_of(run: Run | None, recipe: Recipe) -> tuple[Path, Path | None, Path]:
-    """Generator, adapter (or None) and gate that a recipe means in a run."""
-    generator = STARTER if recipe.synthesize.weights == "starter" else Path(recipe.synthesize.weights)
-    wanted, own = recipe.synthesize.adapter, f"lora-{recipe.fit.lora.family}"
-    if wanted is None:
-        adapter = run.weights_dir(own) if run is not None and own in run.weights() else None
-    else:
-        adapter = None if wanted == "none" else _named_weights(run, wanted)
-    gate = STARTER / "gate" if recipe.gate.weights == "starter" else _named_weights(run, recipe.gate.weights)
-    if not generator.is_dir():
-        raise ValueError(
-            f"synthesize.weights must be `starter` or a diffusers directory, got {generator}; check the path."
-        )
-    return generator, adapter, gate
-
-
-def _named_weights(run: Run | None, name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    if run is None:
-        raise ValueError(f"weights must be a directory when no --run is given, got {name!r}; check the path.")
-    return run.weights_dir(name)
-
-
 def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
-    """Fits `lora`, `gate`, `mae` or `distill` on Ray Train and publishes the weights with their card."""
-    from factory import taxonomy
-    from factory.runtime import cluster, train
+    """Fits `lora`, `gate`, `mae` or `distill`, and publishes the weights."""
+    from factory.runtime import fit as fits
 
-    section: FitSection = getattr(recipe.fit, taxonomy.check(name, FITS, "fit"))
-    target = weights_name(recipe, name)
-    inputs = _inputs(run, recipe, name)
-    if target in run.weights() and run.card(target).get("inputs") == inputs:
-        echo(f"fit {name:<8}{target} is there already")
-        return
-    build = partial(_objective, run.uri, recipe, name)
-    directory = Path(run.store.root) / "fits" / f"{target}-{records.digest(json.dumps(inputs, sort_keys=True))[:8]}"  # type: ignore[attr-defined]
-    with cluster.connect() as resources:
-        weights = train.fit(build, section, directory, use_gpu=resources.gpus > 0)
-    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    (weights / "metrics.jsonl").write_text((directory / "metrics.jsonl").read_text())
-    _complete_card(run, recipe, name, weights, inputs)
-    run.put_weights(target, weights)
-    first, last = metrics[0], metrics[-1]
-    curve = f"loss {first['loss']:.4f} -> {last['loss']:.4f}"
-    echo(f"fit {name:<8}{last['step']} steps  {curve}  {last['step_s']:.2f} s a step")
-
-
-def weights_name(recipe: Recipe, name: str) -> str:
-    """`<objective>-<family>`."""
-    family = {
-        "lora": recipe.fit.lora.family, "gate": recipe.plan.generator, "mae": recipe.fit.mae.encoder,
-        "distill": recipe.fit.distill.student,
-    }[name]  # fmt: skip
-    return f"{name}-{family}"
-
-
-def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
-    """What a fit's weights depend on."""
-    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json")}
-    if name in ("lora", "gate"):
-        generator = STARTER if recipe.synthesize.weights == "starter" else Path(recipe.synthesize.weights)
-        found |= {"base": generator_digest(generator), "size": recipe.plan.size}
-    tables = {"lora": ("corpus", "captions"), "gate": (), "mae": ("corpus",), "distill": ("corpus",)}[name]
-    for table in tables:
-        run.table(table).sealed()
-    if name in ("mae", "distill") and run.table("samples").manifest() is not None:
-        tables = (*tables, "samples")
-    if name == "distill":
-        found["encoder"] = run.card(weights_name(recipe, "mae")).get("digest")
-    return found | {"tables": {table: run.table(table).digest() for table in tables}}
-
-
-def _objective(uri: str, recipe: Recipe, name: str) -> Any:
-    """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import distill, gate, joint, mae
-
-    run = Run(uri)
-    generator = STARTER if recipe.synthesize.weights == "starter" else Path(recipe.synthesize.weights)
-    if name == "gate":
-        return gate.FitGate(generator, recipe.fit.gate, recipe.plan.size)
-    corpus = run.table("corpus").read()
-    if name == "lora":
-        images, masks, prompts = _captioned_pairs(corpus, run)
-        return joint.FitLora(generator, images, masks, prompts, recipe.fit.lora, recipe.plan.size)
-    samples = run.table("samples").read() if run.table("samples").manifest() else None
-    if name == "mae":
-        return mae.mae_objective(recipe.fit.mae, corpus, samples)
-    encoder = run.weights_dir(weights_name(recipe, "mae"))
-    return distill.distill_objective(recipe.fit.distill, encoder, corpus, samples, log=lambda line: None)
-
-
-def _captioned_pairs(corpus: Any, run: Run) -> tuple[list[bytes], list[bytes], list[str]]:
-    """Images, masks and captions of the training rows that have all three."""
-    captions = {
-        row["record_id"]: row["caption"]
-        for row in run.table("captions").read(["record_id", "caption", "outcome"]).to_pylist()
-        if row["outcome"] == records.ACCEPTED
-    }
-    rows = [
-        row for row in corpus.select(["record_id", "image", "mask", "split", "outcome"]).to_pylist()
-        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
-        and row["mask"] and row["record_id"] in captions
-    ]  # fmt: skip
-    if not rows:
-        raise ValueError(
-            "fit lora must have training images with masks and captions, got none; ingest and caption some."
-        )
-    return (
-        [r["image"]["bytes"] for r in rows],
-        [r["mask"]["bytes"] for r in rows],
-        [captions[r["record_id"]] for r in rows],
-    )
-
-
-def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:
-    """The card: what the objective wrote, and what only the line knows."""
-    path = weights / "card.json"
-    card = json.loads(path.read_text()) if path.exists() else {}
-    files = sorted(weights.rglob("*.safetensors"))
-    card.setdefault("bytes", sum(file.stat().st_size for file in files))
-    card.setdefault("params", sum(_num_values(file) for file in files))
-    card.setdefault("digest", tree_digest(weights))
-    licences = (
-        sorted({row["licence"] for row in run.table("corpus").read(["licence"]).to_pylist()} - {None})
-        if name != "gate"
-        else []
-    )
-    card |= {"objective": name, "inputs": inputs, "licence": " AND ".join(licences) or STARTER_LICENCE}
-    if name in ("lora", "gate"):
-        base = recipe.synthesize.weights
-        card["base"] = {"name": base, "licence": STARTER_LICENCE if base == "starter" else ""}
-    path.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
-
-
-def _num_values(file: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="numpy") as stored:
-        shapes = [stored.get_slice(key).get_shape() for key in stored.keys()]  # noqa: SIM118
-    total = 0
-    for shape in shapes:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
+    fits.fit(run, recipe, name, echo)
 
 
 # ------------------------------------------------------------------------------------------- worth and release
@@ -355,6 +213,7 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
     import torch
 
     from factory.models.joint import JointDenoiser
+    from factory.runtime.weights import weights_of
     from factory.stages.score import ScoreSamples
 
     generator, adapter, gate = weights_of(run, recipe)
@@ -401,6 +260,9 @@ def _evaluate_near_copies(run: Run, recipe: Recipe, echo: Echo) -> dict[str, Any
 def _evaluate_worth(run: Run, recipe: Recipe, echo: Echo) -> None:
     from factory.lab.worth import run_worth
 
+    if not _num_accepted(run):
+        echo("worth       nothing was accepted, so there is nothing to measure")
+        return
     copies = _evaluate_near_copies(run, recipe, echo)["copies"]
     run_worth(
         run.store,
@@ -412,27 +274,39 @@ def _evaluate_worth(run: Run, recipe: Recipe, echo: Echo) -> None:
     )
 
 
+def _num_accepted(run: Run) -> int:
+    return run.table("samples").counts().get(records.ACCEPTED, 0)
+
+
 def _write(run: Run, name: str, result: dict[str, Any]) -> None:
     run.store.replace(f"lab/{name}.json", (json.dumps(result, indent=2, sort_keys=True, default=str) + "\n").encode())
 
 
 def release(run: Run, recipe: Recipe, out: Path | None, echo: Echo = print) -> Path:
-    """Sealed shards, dataset card and report. Returns where the shards are."""
+    """The report, then sealed shards with their dataset card. Returns where the shards are.
+
+    Without an accepted sample there is a report, which says why, and a ValueError instead of a release.
+    """
     from factory.release.publish import publish
     from factory.release.report import write_report
 
     parents = base_parents(recipe)
-    target = out or Path(run.store.root) / "release"  # type: ignore[attr-defined]
+    page = f"{run.uri}/{write_report(run, parents)}"
+    echo(f"report      {page}")
+    if not _num_accepted(run):
+        raise ValueError(
+            f"a release must hold at least one accepted sample, got none; {page} says why they were refused."
+        )
+    target = out or run.local_dir("release", remedy="give --out") / "release"
     made = publish(run, target, recipe.release, weights=parents, gate=recipe.gate)
-    page = write_report(run, parents)
     echo(f"release     {made.shards.rows} pairs, licence {made.verdict.licence}, in {made.out}")
-    echo(f"report      {run.uri}/{page}")
     return made.out
 
 
 def base_parents(recipe: Recipe) -> list[Any]:
     """The base weights, as parents whose licence binds what they made."""
     from factory.release.licences import Parent
+    from factory.runtime.weights import STARTER_LICENCE
 
     starter = recipe.synthesize.weights == "starter"
     return [Parent("weights", recipe.synthesize.weights, STARTER_LICENCE if starter else "")]
@@ -457,21 +331,24 @@ def _outcomes(counts: dict[str, int]) -> str:
 
 
 def demo(uri: str, recipe: Recipe, until: str | None = None, echo: Echo = print) -> None:
-    """The whole line on the embedded default, step after step, on one cluster."""
+    """The whole line on the embedded default, step after step, on one cluster. `until` is the last step of STEPS."""
     from factory.runtime import cluster
 
-    steps: Sequence[tuple[str, Callable[[Run], Any]]] = (
-        ("ingest", lambda run: ingest(run, recipe, echo)),
-        ("caption", lambda run: caption(run, recipe, echo)),
-        ("fit", lambda run: fit(run, recipe, "lora", echo)),
-        ("plan", lambda run: plan(run, recipe, echo)),
-        ("synthesize", lambda run: synthesize(run, recipe, echo)),
-        ("encoders", lambda run: [fit(run, recipe, name, echo) for name in ("mae", "distill")]),
-        ("evaluate", lambda run: [evaluate(run, recipe, name, echo) for name in ("gate", "captions", "worth")]),
-        ("release", lambda run: release(run, recipe, None, echo)),
-    )
     with driving(uri, recipe, "demo") as run, cluster.connect():
-        for name, step in steps:
-            step(run)
-            if name == until:
-                break
+        for step in STEPS[: STEPS.index(until) + 1 if until else None]:
+            _demo_step(run, recipe, step, echo)
+
+
+def _demo_step(run: Run, recipe: Recipe, step: str, echo: Echo) -> None:
+    if step == "fit":
+        fit(run, recipe, "lora", echo)
+    elif step == "encoders":
+        for name in ("mae", "distill"):
+            fit(run, recipe, name, echo)
+    elif step == "evaluate":
+        for name in ("gate", "captions", "worth"):
+            evaluate(run, recipe, name, echo)
+    elif step == "release":
+        release(run, recipe, None, echo)
+    else:
+        {"ingest": ingest, "caption": caption, "plan": plan, "synthesize": synthesize}[step](run, recipe, echo)

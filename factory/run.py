@@ -65,6 +65,12 @@ class Run:
         """A fresh log of what this driver does."""
         return Events(self.store)
 
+    def local_dir(self, what: str, remedy: str = "use a run on a disk that all nodes mount") -> Path:
+        """The run's folder, for what needs files; a ValueError for a run on an object store."""
+        if not isinstance(self.store, LocalStore):
+            raise ValueError(f"{what} must have a run on a file system, got {self.uri}; {remedy}.")
+        return self.store.root
+
     # The header.
 
     def write_header(self, recipe: Recipe) -> dict[str, Any]:

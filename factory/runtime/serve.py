@@ -5,6 +5,7 @@ A call with a whole batch costs a tenth per sample of one call per row, and a th
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -46,6 +47,7 @@ def start_gate(run_uri: str, weights: str, vae_digest: str, section: GateSection
     """Deploys a run's gate on the connected cluster, and returns when it answers. Nothing is bound beyond loopback."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Serve sets its own level when it is imported
     serve.start(http_options={"host": "127.0.0.1", "port": 0, "location": "NoServer"})
     deployment = serve.deployment(GateDeployment).options(
         num_replicas=pools.gate_replicas,

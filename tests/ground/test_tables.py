@@ -1,4 +1,4 @@
-"""A part is committed once, a manifest seals what is there, readers see that and nothing else, verify misses nothing."""
+"""A part is committed once, a manifest seals what is there, readers see no more, verify misses nothing."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tiny_run.TinyRun:
     return tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny")
 
 
-@pytest.fixture()
+@pytest.fixture
 def fresh_run(tmp_path: Path) -> tiny_run.TinyRun:
     """The same, to be changed."""
     return tiny_run.build(tmp_path / "fresh")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ SECTION = ReleaseSection(name="tiny <set>", shard_bytes=180_000)
 
 
 @pytest.fixture(scope="module")
-def release(run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
-    yield publish(run.path, tmp_path_factory.mktemp("out") / "release", SECTION)
+def release(run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return publish(run.path, tmp_path_factory.mktemp("out") / "release", SECTION)
 
 
 def _accepted(run: TinyRun) -> list[dict]:

@@ -1,0 +1,136 @@
+"""The named fits of a run: what each is fitted from, on Ray Train, and the card of what comes out.
+
+`lora` and `gate` are fitted for the recipe's generator, `mae` on corpus and samples, `distill` from `mae`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from factory import records, taxonomy
+from factory.models.weights import generator_digest, tree_digest
+from factory.recipe import FitSection, Recipe
+from factory.run import Run
+from factory.runtime import cluster, train
+from factory.runtime.weights import STARTER_LICENCE, generator_of
+
+FITS = ("lora", "gate", "mae", "distill")
+
+Echo = Callable[[str], None]
+
+
+def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
+    """Fits `lora`, `gate`, `mae` or `distill` on Ray Train and publishes the weights with their card. Weights that are
+    there already, fitted from the same inputs, are left alone."""
+    section: FitSection = getattr(recipe.fit, taxonomy.check(name, FITS, "fit"))
+    target = weights_name(recipe, name)
+    inputs = _inputs(run, recipe, name)
+    if target in run.weights() and run.card(target).get("inputs") == inputs:
+        echo(f"fit {name:<8}{target} is there already")
+        return
+    build = partial(_objective, run.uri, recipe, name)
+    digest = records.digest(json.dumps(inputs, sort_keys=True))[:8]
+    directory = run.local_dir("fit") / "fits" / f"{target}-{digest}"
+    with cluster.connect() as resources:
+        weights = train.fit(build, section, directory, use_gpu=resources.gpus > 0)
+    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    (weights / "metrics.jsonl").write_text((directory / "metrics.jsonl").read_text())
+    _complete_card(run, recipe, name, weights, inputs)
+    run.put_weights(target, weights)
+    first, last = metrics[0], metrics[-1]
+    curve = f"loss {first['loss']:.4f} -> {last['loss']:.4f}"
+    echo(f"fit {name:<8}{last['step']} steps  {curve}  {last['step_s']:.2f} s a step")
+
+
+def weights_name(recipe: Recipe, name: str) -> str:
+    """`<objective>-<family>`."""
+    family = {
+        "lora": recipe.fit.lora.family, "gate": recipe.plan.generator, "mae": recipe.fit.mae.encoder,
+        "distill": recipe.fit.distill.student,
+    }[name]  # fmt: skip
+    return f"{name}-{family}"
+
+
+def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
+    """What a fit's weights depend on."""
+    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json")}
+    if name in ("lora", "gate"):
+        found |= {"base": generator_digest(generator_of(recipe)), "size": recipe.plan.size}
+    tables = {"lora": ("corpus", "captions"), "gate": (), "mae": ("corpus",), "distill": ("corpus",)}[name]
+    for table in tables:
+        run.table(table).sealed()
+    if name in ("mae", "distill") and run.table("samples").manifest() is not None:
+        tables = (*tables, "samples")
+    if name == "distill":
+        found["encoder"] = run.card(weights_name(recipe, "mae")).get("digest")
+    return found | {"tables": {table: run.table(table).digest() for table in tables}}
+
+
+def _objective(uri: str, recipe: Recipe, name: str) -> Any:
+    """The objective of a fit, built on a worker from the run's tables."""
+    from factory.fits import distill, gate, joint, mae
+
+    run = Run(uri)
+    if name == "gate":
+        return gate.FitGate(generator_of(recipe), recipe.fit.gate, recipe.plan.size)
+    corpus = run.table("corpus").read()
+    if name == "lora":
+        images, masks, prompts = _captioned_pairs(corpus, run)
+        return joint.FitLora(generator_of(recipe), images, masks, prompts, recipe.fit.lora, recipe.plan.size)
+    samples = run.table("samples").read() if run.table("samples").manifest() else None
+    if name == "mae":
+        return mae.mae_objective(recipe.fit.mae, corpus, samples)
+    encoder = run.weights_dir(weights_name(recipe, "mae"))
+    return distill.distill_objective(recipe.fit.distill, encoder, corpus, samples, log=lambda line: None)
+
+
+def _captioned_pairs(corpus: Any, run: Run) -> tuple[list[bytes], list[bytes], list[str]]:
+    """Images, masks and captions of the training rows that have all three."""
+    captions = {
+        row["record_id"]: row["caption"]
+        for row in run.table("captions").read(["record_id", "caption", "outcome"]).to_pylist()
+        if row["outcome"] == records.ACCEPTED
+    }
+    rows = [
+        row for row in corpus.select(["record_id", "image", "mask", "split", "outcome"]).to_pylist()
+        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
+        and row["mask"] and row["record_id"] in captions
+    ]  # fmt: skip
+    if not rows:
+        raise ValueError(
+            "fit lora must have training images with masks and captions, got none; ingest and caption some."
+        )
+    return (
+        [r["image"]["bytes"] for r in rows],
+        [r["mask"]["bytes"] for r in rows],
+        [captions[r["record_id"]] for r in rows],
+    )
+
+
+def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:
+    """The card: what the objective wrote, and what only the line knows."""
+    path = weights / "card.json"
+    card = json.loads(path.read_text()) if path.exists() else {}
+    files = sorted(weights.rglob("*.safetensors"))
+    card.setdefault("bytes", sum(file.stat().st_size for file in files))
+    card.setdefault("params", sum(_num_values(file) for file in files))
+    card.setdefault("digest", tree_digest(weights))
+    found = [] if name == "gate" else run.table("corpus").read(["licence"])["licence"].unique().to_pylist()
+    licences = sorted(set(found) - {None})
+    card |= {"objective": name, "inputs": inputs, "licence": " AND ".join(licences) or STARTER_LICENCE}
+    if name in ("lora", "gate"):
+        base = recipe.synthesize.weights
+        card["base"] = {"name": base, "licence": STARTER_LICENCE if base == "starter" else ""}
+    path.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+
+def _num_values(file: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as stored:
+        return sum(math.prod(stored.get_slice(key).get_shape()) for key in stored.keys())  # noqa: SIM118

@@ -1,0 +1,38 @@
+"""Which weights a recipe means in a run: the generator, what is fitted over it, and its gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from factory.models.weights import STARTER
+from factory.recipe import Recipe
+from factory.run import Run
+
+STARTER_LICENCE = "Apache-2.0"
+
+
+def generator_of(recipe: Recipe) -> Path:
+    """The generator's diffusers directory."""
+    path = STARTER if recipe.synthesize.weights == "starter" else Path(recipe.synthesize.weights)
+    if not path.is_dir():
+        raise ValueError(f"synthesize.weights must be `starter` or a diffusers directory, got {path}; check the path.")
+    return path
+
+
+def weights_of(run: Run | None, recipe: Recipe) -> tuple[Path, Path | None, Path]:
+    """Generator, adapter (or None) and gate that a recipe means in a run."""
+    wanted, own = recipe.synthesize.adapter, f"lora-{recipe.fit.lora.family}"
+    if wanted is None:
+        adapter = run.weights_dir(own) if run is not None and own in run.weights() else None
+    else:
+        adapter = None if wanted == "none" else _named_weights(run, wanted)
+    gate = STARTER / "gate" if recipe.gate.weights == "starter" else _named_weights(run, recipe.gate.weights)
+    return generator_of(recipe), adapter, gate
+
+
+def _named_weights(run: Run | None, name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if run is None:
+        raise ValueError(f"weights must be a directory when no --run is given, got {name!r}; check the path.")
+    return run.weights_dir(name)

@@ -37,6 +37,9 @@ class Line:
         return {"x": self.x[indices], "y": self.y[indices]}
 
 
+_SEEDING = threading.Lock()  # the global seed is one for all ranks that are threads
+
+
 class FitLine:
     """Least squares on inputs with a little noise, so that the noise's order matters too. `stop_at` raises in the
     middle of that step, `spoil_at` makes its loss infinite."""
@@ -46,7 +49,7 @@ class FitLine:
         self.calls = 0
 
     def build(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
+        with _SEEDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             return nn.Sequential(
                 nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None, affine=False).eval(), nn.Linear(4, 1)

@@ -162,7 +162,7 @@ def test_a_table_outside_the_record_keeps_its_own_columns(tmp_path: Path) -> Non
 
 
 def test_wrong_columns_outcomes_names_and_numbers_are_refused(table: Table, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got a difference in reason;"):
+    with pytest.raises(ValueError, match="they differ in reason;"):
         table.commit(0, captions(0).drop_columns(["reason"]))
     odd = captions(0).to_pylist()
     odd[1]["outcome"], odd[2]["outcome"] = "lost", None

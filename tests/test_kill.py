@@ -21,6 +21,7 @@ from factory.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 UNITS, ROWS = 12, 2
+IN_FLIGHT = 3  # one actor with two units in hand, and one being committed
 TIMEOUT_S = 400
 
 
@@ -122,9 +123,11 @@ def test_a_killed_run_is_finished_by_the_same_command_and_is_the_undisturbed_run
     assert second.process.wait(TIMEOUT_S) == 0, second.log.read_text()
     after = parts(run)
     assert {name: after[name] for name in before} == before
+    # What was there is not made again, rejected or not. A unit that was in flight may yet be committed by what the
+    # first driver left running: then it is not the second's either.
     made = len(after) - len(before)
+    assert (made - IN_FLIGHT) * ROWS <= _counted(second.log.read_text()) <= made * ROWS
     assert f"{UNITS * ROWS}/{UNITS * ROWS} rows" in second.log.read_text()
-    assert _counted(second.log.read_text()) == made * ROWS  # rejected samples of the first driver are not made again
 
     table = Run(run).table("samples")
     identifiers = table.read(["sample_id"])["sample_id"].to_pylist()

@@ -107,6 +107,7 @@ def settle() -> None:
     """Ray Data's settings for every pipeline of the factory."""
     from ray.data import DataContext
 
+    quiet()  # again: importing Ray Data has set its own level
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -15,7 +15,7 @@ from torch import Tensor
 from factory import records
 from factory.models.sampler import Stage, Verdict
 from factory.recipe import GateSection
-from factory.runtime.cluster import Pools
+from factory.runtime.cluster import Pools, quiet
 from factory.stages.score import as_arrays, verdicts
 
 RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0)  # a replica that dies mid-call is replaced in about two seconds
@@ -64,6 +64,7 @@ def stop_gate(run_uri: str) -> None:
     """Takes a run's gate down. Serve itself stays: it may hold other runs' gates, and ends with its cluster."""
     from ray import serve
 
+    quiet()  # Serve has set its own level since
     serve.delete(app_name(run_uri))
 
 

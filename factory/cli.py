@@ -204,8 +204,10 @@ def verify(run: RunOption) -> None:
     """Recount every sealed table from its parts; exit 1 and name the part if one is not what was sealed."""
     from factory.run import Run
 
+    from factory import line
+
     opened = Run(run)
-    problems = opened.verify()
+    problems = opened.verify() + line.verify_release(opened)
     for problem in problems:
         typer.echo(problem)
     if problems:

@@ -303,6 +303,15 @@ def release(run: Run, recipe: Recipe, out: Path | None, echo: Echo = print) -> P
     return made.out
 
 
+def verify_release(run: Run) -> list[str]:
+    """What is wrong with the release inside a run's own folder, if there is one; a sentence each."""
+    from factory.release.formats import verify
+
+    if not run.store.exists("release/_MANIFEST.json"):
+        return []
+    return verify(run.local_dir("release") / "release")
+
+
 def base_parents(recipe: Recipe) -> list[Any]:
     """The base weights, as parents whose licence binds what they made."""
     from factory.release.licences import Parent

@@ -24,7 +24,7 @@ class ProgressLine:
             self.counts[outcome] += committed[outcome]
             self.done += committed[outcome]
         now = time.monotonic()
-        if now - self.said >= 60:
+        if now - self.said >= 60 and self.done < self.total:  # `end` says the last line
             self.said = now
             self.echo(self.line())
 

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import factory
+from factory import records
 from factory.lock import RunLock
 from factory.parts import canonical_json, sha256
 from factory.recipe import Recipe
@@ -37,7 +38,6 @@ LIBRARIES = (
     "ray", "torch", "torchvision", "diffusers", "peft", "transformers", "timm", "pyarrow", "pillow", "numpy", "scipy",
     "scikit-learn", "opencv-python-headless", "safetensors", "pydantic",
 )  # fmt: skip
-_TABLES = ("corpus", "captions", "plan", "samples")
 
 
 class Run:
@@ -55,7 +55,7 @@ class Run:
         found = {
             path.removesuffix("/_MANIFEST.json") for path in self.store.list("") if path.endswith("/_MANIFEST.json")
         }
-        return sorted(found, key=lambda name: (_TABLES.index(name) if name in _TABLES else len(_TABLES), name))
+        return [name for name in records.SCHEMAS if name in found]  # a release inside the run has a manifest of its own
 
     def lock(self, interval_s: float = 5.0, stale_s: float = 60.0) -> RunLock:
         """The courtesy lock, not yet taken."""

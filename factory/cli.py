@@ -202,9 +202,8 @@ def status(run: RunOption) -> None:
 @app.command()
 def verify(run: RunOption) -> None:
     """Recount every sealed table from its parts; exit 1 and name the part if one is not what was sealed."""
-    from factory.run import Run
-
     from factory import line
+    from factory.run import Run
 
     opened = Run(run)
     problems = opened.verify() + line.verify_release(opened)

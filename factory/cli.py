@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the work failed or a check did not hold, 2 the request wa
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# What an OSError says of the machine; all others speak of the request: a path that is not there or may not be used.
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 RunOption = Annotated[str, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")]
 RecipeOption = Annotated[
@@ -254,18 +258,20 @@ def main(*verb: str) -> None:
 
 
 def _report(error: Exception) -> None:
-    """One sentence for what the user can mend (2), a traceback for what only we can (1)."""
+    """One sentence for what the user can mend (2) or the machine lacks (1), a traceback for what only we can (1)."""
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # what the command line itself refuses
         error.show()
         sys.exit(error.exit_code)
+    if isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in MACHINE_ERRORS:
+        _refuse(str(error), status=1)
     if isinstance(error, (ValueError, OSError)):
         _refuse(str(error))
     raise error
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str, status: int = 2) -> None:
     typer.echo(f"factory: {sentence}", err=True)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def caption(run: Run, recipe: Recipe, echo: Echo = print) -> None:
 
 
 def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
-    """The plan table. Its fingerprint names its samples, so the same recipe on the same captions plans the same ids."""
+    """The plan table. Its fingerprint names its samples, so the same recipe on the same captions plans the same ids,
+    whatever the units that they are committed in."""
     from factory.stages import plan as planning
     from factory.tables import fingerprint_of
 
@@ -84,7 +85,8 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     looks, parents = _looks(run)
     fingerprint = fingerprint_of(recipe, "plan", parents, {})
     table.require(fingerprint)
-    rows = list(planning.plan_rows(recipe.plan, records.digest(json.dumps(fingerprint, sort_keys=True)), looks))
+    named_by = {name: value for name, value in fingerprint.items() if name != "plan.unit_rows"}
+    rows = list(planning.plan_rows(recipe.plan, records.digest(json.dumps(named_by, sort_keys=True)), looks))
     parts = [rows[start : start + planning.PART_ROWS] for start in range(0, len(rows), planning.PART_ROWS)]
     for part in table.missing(len(parts)):
         table.commit(part, records.rows_to_table("plan", parts[part]), row_group_by="unit")

@@ -40,6 +40,7 @@ VAE = FitSection(
     ema_decay=0.995, checkpoint_every=100,
 )  # fmt: skip
 VAE_BROAD = VAE.model_copy(update={"steps": 1800, "learning_rate": 1.2e-3, "warmup_steps": 30})
+VAE_LOG = VAE_BROAD.model_copy(update={"steps": 3600, "ema_decay": 0.99})
 HEAD = FitSection(
     steps=300, batch_size=16, learning_rate=2e-3, warmup_steps=20, schedule="cosine", checkpoint_every=100
 )
@@ -48,7 +49,7 @@ JOINT = FitSection(
     ema_decay=0.999, checkpoint_every=100,
 )  # fmt: skip
 GATE = GateFitSection(steps=1200, batch_size=16, learning_rate=2e-3, warmup_steps=50, schedule="cosine", phantoms=3000)
-FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "head": HEAD, "joint": JOINT, "gate": GATE}
+FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "vae-log": VAE_LOG, "head": HEAD, "joint": JOINT, "gate": GATE}
 
 
 def caption_of(drawn: phantom.Phantom, rng: np.random.Generator) -> str:
@@ -78,13 +79,16 @@ def base_of(work: Path, vocabulary: list[str]) -> JointDenoiser:
 
 
 def fit_vae(work: Path) -> None:
-    """First on phantoms as they are, then on phantoms broadened far beyond skin."""
+    """First on phantoms as they are, then on phantoms broadened far beyond skin, then for PSNR itself."""
     if not (work / "vae-near").exists():
         objective = FitVae(SEED)
         objective.save(train(objective, VAE, work / "vae-fit"), work / "vae-near")
-    if not (work / "vae").exists():
+    if not (work / "vae-broad").exists():
         objective = FitVae(SEED + 100, broad=True, start=work / "vae-near")
-        objective.save(train(objective, VAE_BROAD, work / "vae-broad-fit"), work / "vae")
+        objective.save(train(objective, VAE_BROAD, work / "vae-broad-fit"), work / "vae-broad")
+    if not (work / "vae").exists():
+        objective = FitVae(SEED + 200, broad=True, by_log=True, start=work / "vae-broad")
+        objective.save(train(objective, VAE_LOG, work / "vae-log-fit"), work / "vae")
 
 
 def encode(work: Path, count: int) -> list[str]:

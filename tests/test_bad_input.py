@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import struct
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from factory import images
+from factory import images, line
 from factory.corpora.phantoms import write_phantoms
 from factory.run import Run
+from factory.storage import StorageError
 
 ROOT = Path(__file__).resolve().parent.parent
 Command = Callable[..., Any]
@@ -149,7 +151,7 @@ def damaged(ingested: Path, tmp_path: Path) -> Path:
 def test_verify_is_content_with_what_was_sealed(damaged: Path, factory_command: Command) -> None:
     done = factory_command("verify", "--run", damaged)
     assert (done.status, done.err) == (0, "")
-    assert done.out.startswith("verified    corpus")
+    assert done.out.startswith("verified    listing, intake, corpus")
 
 
 @pytest.mark.parametrize("harm", ["truncated", "removed", "edited"])
@@ -204,6 +206,20 @@ def test_a_wrong_recipe_is_one_message_with_every_mistake_by_line(
         assert sentence in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.ENOSPC, 1), (errno.EIO, 1), (errno.EACCES, 2), (errno.ENOENT, 2)]
+)
+def test_what_the_machine_lacks_exits_with_1_and_what_was_asked_wrongly_with_2(
+    tmp_path: Path, factory_command: Command, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise StorageError("one sentence", number)
+
+    monkeypatch.setattr(line, "plan", fail)
+    done = factory_command("plan", "--run", tmp_path / "run")
+    assert (done.status, done.out, done.err) == (status, "", "factory: one sentence\n")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The starter's autoencoder, fitted on phantoms alone so that it carries real skin.
 
-It is diffusers' AutoencoderDC (see `models/starter.build_vae`). The loss is L1 and MSE on pixels and L1 on their
-gradients (hair and network are edges); noise on the latents keeps the space smooth enough to be denoised in. Half of
-the work is in the examples: phantoms are cut at random, recoloured and relit, because real skin is more varied than any
-renderer, and masks are shown as grey pictures too, because the joint generator encodes masks with this VAE.
+It is diffusers' AutoencoderDC (see `models/starter.build_vae`). It first learns by L1 and MSE on pixels and L1 on their
+gradients (hair and network are edges), then by the logarithm of each crop's MSE, which is what a mean PSNR sums:
+without it, the few crops of most contrast are all that counts. Noise on the latents keeps the space smooth enough to
+be denoised in. Half of the work is in the examples: phantoms are cut at random, recoloured and relit, because real skin
+is more varied than any renderer, and masks are shown as grey pictures too, because the joint generator encodes masks
+with this VAE.
 """
 
 from __future__ import annotations
@@ -23,15 +25,18 @@ from factory.models.starter import build_vae, load_vae
 
 MSE_WEIGHT = 2.0
 GRADIENT_WEIGHT = 0.25
-LATENT_NOISE = 0.02  # of the latents' deviation
+LOG_WEIGHT = 0.1
+LATENT_NOISE = 0.01  # of the latents' deviation
+MSE_FLOOR = 2e-5  # of the logarithm; half a grey level, squared, where white is 1 and black -1
 MASK_SHARE = 0.12  # of the crops are masks
 
 
 class PhantomCrops:
     """Two random square crops per phantom, (2 rows, 3, crop, crop) in [-1, 1], a function of (seed, index).
 
-    `broad` ones are also tinted, textured, blurred and pasted into each other, far beyond what skin does: stickers,
-    gloves, ink and weave are in real images too, and no renderer has them all.
+    `broad` ones are also tinted, textured, blurred or sharpened, and pasted into each other, far beyond what skin does:
+    stickers, gloves, ink and weave are in real images too, and no renderer has them all. Cameras sharpen, and reduced
+    photographs fall off more slowly with frequency than a rendering does.
     """
 
     def __init__(self, seed: int, count: int, size: int = 128, crop: int = 64, *, broad: bool = False) -> None:
@@ -67,8 +72,11 @@ def _broadened(rng: np.random.Generator, image: np.ndarray, other: np.ndarray) -
         image = image + _texture(rng, image.shape[0]) * np.float32(abs(rng.normal(0, 0.12)))
     if rng.random() < 0.15:
         image = np.where(_texture(rng, image.shape[0])[..., :1] > 0.5, _tinted(rng, np.rot90(other)), image)
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         image = cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), rng.uniform(0.4, 1.2))
+    if rng.random() < 0.5:
+        blurred = cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), rng.uniform(0.6, 1.3))
+        image = image + np.float32(rng.uniform(0.2, 1.2)) * (image - blurred)
     return np.clip(image, 0, 1, dtype=np.float32)
 
 
@@ -100,14 +108,15 @@ def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 class FitVae:
-    """Objective: an AutoencoderDC over phantom crops, from nothing or from the one in `start`."""
+    """Objective: an AutoencoderDC over phantom crops, from nothing or from the one in `start`. `by_log` sums the
+    logarithm of each crop's MSE in place of the first loss."""
 
     def __init__(
-        self, seed: int = 1, count: int = 1_000_000, size: int = 128, *, broad: bool = False, start: Path | None = None,
-        **architecture: Any,
+        self, seed: int = 1, count: int = 1_000_000, size: int = 128, *, broad: bool = False, by_log: bool = False,
+        start: Path | None = None, **architecture: Any,
     ) -> None:  # fmt: skip
         self.examples = PhantomCrops(seed, count, size, broad=broad)
-        self.start, self.architecture = start, architecture
+        self.by_log, self.start, self.architecture = by_log, start, architecture
 
     def build(self) -> AutoencoderDC:
         if self.start is not None:
@@ -123,8 +132,12 @@ class FitVae:
         error = model.decode(latents + spread * eps).sample - image  # type: ignore[operator]
         pixels, mse = error.abs().mean(), error.square().mean()
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        loss = pixels + MSE_WEIGHT * mse + GRADIENT_WEIGHT * edges
-        return {"loss": loss, "pixels": pixels, "edges": edges, "mse": mse, "spread": latents.detach().std()}
+        log_mse = torch.log(error.square().mean((1, 2, 3)) + MSE_FLOOR).mean()
+        loss = LOG_WEIGHT * log_mse if self.by_log else pixels + MSE_WEIGHT * mse + GRADIENT_WEIGHT * edges
+        return {
+            "loss": loss, "pixels": pixels, "edges": edges, "mse": mse, "log_mse": log_mse,
+            "spread": latents.detach().std(),
+        }  # fmt: skip
 
     def save(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)  # type: ignore[operator]

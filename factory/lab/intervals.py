@@ -31,8 +31,8 @@ def mean_of_two(first: tuple[int, int], second: tuple[int, int]) -> tuple[float,
     return centre - below / 2, centre + above / 2
 
 
-def cross_validated(values: Sequence[float], folds: int) -> dict[str, float | int | None]:
-    """Mean over repeated k-fold results with two t-intervals.
+def cross_validated(values: Sequence[float], folds: int, bounds: tuple[float, float]) -> dict[str, float | int | None]:
+    """Mean over repeated k-fold results with two t-intervals, cut at the `bounds` that no value can pass.
 
     low, high: variance inflated by (1/n + 1/(folds - 1)) in place of 1/n, because folds share their training rows
     (Nadeau & Bengio 2003, Machine Learning 52; Bouckaert & Frank 2004). plain_low, plain_high: as if the n results
@@ -44,7 +44,8 @@ def cross_validated(values: Sequence[float], folds: int) -> dict[str, float | in
         return {"mean": mean, "n": n, "low": None, "high": None, "plain_low": None, "plain_high": None}
     deviation, t = float(np.std(values, ddof=1)), float(stats.t.ppf(0.975, n - 1))
     wide, plain = t * deviation * math.sqrt(1 / n + 1 / (folds - 1)), t * deviation / math.sqrt(n)
+    least, most = bounds
     return {
-        "mean": mean, "n": n, "low": mean - wide, "high": mean + wide,
-        "plain_low": mean - plain, "plain_high": mean + plain,
+        "mean": mean, "n": n, "low": max(least, mean - wide), "high": min(most, mean + wide),
+        "plain_low": max(least, mean - plain), "plain_high": min(most, mean + plain),
     }  # fmt: skip

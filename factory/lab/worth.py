@@ -290,7 +290,9 @@ def _task_summary(task: Task, results: list[dict[str, Any]], data: Data, section
 
 def _arm_summary(task: str, cells: list[dict[str, Any]], folds: int) -> dict[str, Any]:
     found: dict[str, Any] = {
-        name: cross_validated([value for value in (_metric(cell, name) for cell in cells) if value is not None], folds)
+        name: cross_validated(
+            [value for value in (_metric(cell, name) for cell in cells) if value is not None], folds, (0.0, 1.0)
+        )
         for name, _ in METRICS[task]
     }
     if task == "segment":
@@ -312,7 +314,7 @@ def _differences(task: str, treated: list[dict[str, Any]], control: list[dict[st
     found = {}
     for name, higher_is_better in METRICS[task]:
         pairs = [(_metric(a, name), _metric(b, name)) for a, b in zip(treated, control, strict=True)]
-        found[name] = cross_validated([a - b for a, b in pairs if a is not None and b is not None], folds)
+        found[name] = cross_validated([a - b for a, b in pairs if a is not None and b is not None], folds, (-1.0, 1.0))
         found[name]["verdict"] = _verdict(found[name], higher_is_better)  # type: ignore[assignment]
     return found
 

@@ -32,8 +32,7 @@ def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stag
     """The outcome and, when rejected, its one reason.
 
     `scores` holds `iou` and the columns of `records.SCORES`; missing and None are the same. At a checkpoint the
-    overlap is `score_latent_iou` (or `iou` without it), may be `checkpoint_slack` below the threshold, and solidity
-    is not judged.
+    overlap is `score_latent_iou`, may be `checkpoint_slack` below the threshold, and solidity is not judged.
     """
     known = {name: value for name, value in scores.items() if value is not None}
     if not all(math.isfinite(value) for value in known.values()):
@@ -43,7 +42,7 @@ def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stag
         return REJECTED, "empty_mask"
     if area is not None and area > section.max_area:
         return REJECTED, "full_mask"
-    overlap = known.get("score_latent_iou", known.get("iou")) if early else known.get("iou")
+    overlap = known.get("score_latent_iou" if early else "iou")
     slack = section.checkpoint_slack if early else 0.0
     if overlap is not None and overlap < iou_threshold(area, section) - slack:
         return REJECTED, "low_iou"

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,17 +77,36 @@ def connect() -> Iterator[Resources]:
     if ray.is_initialized():
         yield resources()
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        logical = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
-        # "local": a cluster that happens to run here is not ours to join, and would refuse num_cpus.
-        ray.init("local", num_cpus=logical, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # "local": a cluster that happens to run here is not ours to join, and would refuse num_cpus.
+    here = {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    with _kept_for_errors():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init("local", log_to_driver=False, logging_level=logging.ERROR, **here)
     try:
         settle()
         yield resources()
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _kept_for_errors() -> Iterator[None]:
+    """What Ray's C++ side writes to standard error meanwhile is shown only if it fails: it says each time that it was
+    told to be quiet."""
+    with tempfile.TemporaryFile() as kept:
+        real = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(real, kept.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
 
 
 def quiet() -> None:

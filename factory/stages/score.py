@@ -59,10 +59,11 @@ class ScoreSamples:
     def _judge(
         self, latents: np.ndarray, mask: np.ndarray, seen: np.ndarray, chance: np.ndarray, overlap: float, stage: Stage
     ) -> dict[str, Any]:
-        scores: dict[str, Any] = {"iou": overlap, "score_confidence": float(np.abs(chance * 2 - 1).mean())}
-        scores |= shape_scores(mask)
         if not np.isfinite(latents).all():
-            scores["iou"] = float("nan")
+            overlap = float("nan")
+        name = "iou" if stage == "final" else "score_latent_iou"  # an early estimate's overlap is not the sample's
+        scores: dict[str, Any] = {name: overlap, "score_confidence": float(np.abs(chance * 2 - 1).mean())}
+        scores |= shape_scores(mask)
         outcome, reason = decide(scores, self.section, stage)
         return {"outcome": outcome, "reason": reason, "scores": scores}
 

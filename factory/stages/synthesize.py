@@ -97,8 +97,9 @@ class SynthesizeSamples:
     def _finished(self, row: Row, sampled: Sampled) -> Row:
         done = self._row(row) | {"calls_run": sampled.calls_run, "outcome": records.ACCEPTED, "reason": None}
         verdict = sampled.verdict
-        if verdict is not None:
-            known = {name: score for name, score in verdict.scores.items() if name in ("iou", *records.SCORES)}
+        if verdict is not None:  # the last checkpoint's overlap stays beside the final one
+            scores = {**(sampled.early[-1].scores if sampled.early else {}), **verdict.scores}
+            known = {name: score for name, score in scores.items() if name in ("iou", *records.SCORES)}
             done |= {**known, "outcome": verdict.outcome, "reason": verdict.reason}
         if self.section.keep_rejected == "latents" and done["outcome"] == records.REJECTED:
             done["latents"] = sampled.latents.half().numpy().tobytes()

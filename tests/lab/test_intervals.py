@@ -26,14 +26,19 @@ def test_the_mean_of_two_equal_proportions_is_narrower_by_the_root_of_two() -> N
 
 
 def test_a_cross_validated_mean_has_a_wider_interval_than_independent_results_would() -> None:
-    found = cross_validated([0.1, 0.2, 0.3, 0.4], folds=2)
+    found = cross_validated([0.1, 0.2, 0.3, 0.4], folds=2, bounds=(-9.0, 9.0))
     deviation, t = math.sqrt(0.05 / 3), 3.182446  # of 3 degrees of freedom
     assert found["mean"] == pytest.approx(0.25)
     assert found["plain_high"] == pytest.approx(0.25 + t * deviation / 2, abs=1e-5)
     assert found["high"] == pytest.approx(0.25 + t * deviation * math.sqrt(0.25 + 1.0), abs=1e-5)
 
 
+def test_an_interval_ends_where_its_values_must() -> None:
+    found = cross_validated([0.7, 0.99], folds=2, bounds=(0.0, 1.0))
+    assert (found["low"], found["high"], found["plain_low"], found["plain_high"]) == (0.0, 1.0, 0.0, 1.0)
+
+
 def test_one_result_has_a_mean_and_no_interval() -> None:
-    assert cross_validated([0.5], folds=3) == {
+    assert cross_validated([0.5], folds=3, bounds=(0.0, 1.0)) == {
         "mean": 0.5, "n": 1, "low": None, "high": None, "plain_low": None, "plain_high": None,
     }  # fmt: skip

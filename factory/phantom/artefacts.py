@@ -9,15 +9,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from factory.phantom.fields import Array, blur, f32, grid, mix, noise, triple
+from factory.phantom.fields import Array, blur, f32, grid, mix, noise, spread, triple
 from factory.phantom.settings import PhantomSettings
 from factory.phantom.strokes import bends, curved, dot_cover, line_cover
 
 _INKS = ((0.36, 0.22, 0.6), (0.45, 0.33, 0.62), (0.16, 0.14, 0.5))
 _HAIRS = ((0.10, 0.07, 0.06), (0.17, 0.10, 0.07), (0.32, 0.19, 0.12), (0.48, 0.33, 0.2), (0.80, 0.74, 0.66))
+_DRAPES = ((0.75, 0.1, 0.5), (0.2, 0.45, 0.75), (0.25, 0.55, 0.5), (0.9, 0.9, 0.92), (0.08, 0.08, 0.09))
 _STICKERS = (
     (0.1, 0.5, 0.8),
     (0.95, 0.55, 0.1),
+    (0.9, 0.6, 0.25),
     (0.25, 0.75, 0.7),
     (0.95, 0.8, 0.25),
     (0.55, 0.57, 0.6),
@@ -53,7 +55,7 @@ def _hair(rng: np.random.Generator, rgb: Array, s: PhantomSettings, size: int) -
 def _ink_dots(rng: np.random.Generator, size: int) -> Array:
     around = rng.uniform(0, 2 * np.pi, rng.integers(3, 8))
     points = 0.5 + rng.uniform(0.28, 0.45) * np.stack([np.cos(around), np.sin(around)], axis=1)
-    return dot_cover(points, rng.uniform(0.008, 0.016, len(points)), size)
+    return dot_cover(points, rng.uniform(0.008, rng.choice([0.016, 0.035]), len(points)), size)
 
 
 def _ink_ring(rng: np.random.Generator, size: int) -> Array:
@@ -125,22 +127,41 @@ def _glare(rng: np.random.Generator, rgb: Array, s: PhantomSettings, size: int) 
         cover = blur(dot_cover(points, rng.uniform(0.002, 0.007, len(points)), size), 0.003 * size)
     else:
         points = np.stack([rng.choice([0.0, 1.0], 3), rng.uniform(0.1, 0.9, 3)], axis=1)
-        cover = blur(dot_cover(points, rng.uniform(0.02, 0.06, 3), size), rng.uniform(0.01, 0.03) * size)
+        cover = blur(dot_cover(points, rng.uniform(0.02, 0.1, 3), size), rng.uniform(0.01, 0.05) * size)
     mix(rgb, f32([1, 1, 1]), cover * np.float32(rng.uniform(0.4, 0.95)))
 
 
+def _disc(centre: tuple[float, float], radius: float, aspect: float, size: int) -> Array:
+    """Coverage of a disc that a frame stretched to a square has made `aspect` times as tall."""
+    x, y = grid(size)
+    far = np.hypot(x - np.float32(centre[0]), (y - np.float32(centre[1])) / np.float32(aspect))
+    return np.clip((np.float32(radius) - far) * np.float32(size) + 0.5, 0, 1)
+
+
 def _patch(rng: np.random.Generator, rgb: Array, s: PhantomSettings, size: int) -> None:
-    """A coloured sticker that enters from an edge."""
+    """Coloured stickers that enter from an edge, some with a second colour inside, their surface finely woven."""
     for _ in range(int(rng.integers(1, 3))):
         edge, along = rng.integers(4), rng.uniform(0, 1)
-        radius = rng.uniform(0.12, 0.3)
-        out = radius * rng.uniform(0.1, 0.7)
-        x, y = [(-out, along), (1 + out, along), (along, -out), (along, 1 + out)][edge]
-        cover = dot_cover(np.array([[x, y]]), np.array([radius]), size)
-        colour = f32(_STICKERS[rng.integers(6)]) * np.float32(rng.uniform(0.7, 1.05))
-        mix(rgb, colour, cover)
+        radius, aspect = rng.uniform(0.1, 0.34), rng.choice([1.0, 1.33])
+        out = radius * rng.uniform(-0.2, 0.75)
+        centre = [(-out, along), (1 + out, along), (along, -out), (along, 1 + out)][edge]
+        weave = rng.uniform(0.7, 1.05) * (1 + rng.uniform(0, 0.12) * noise(rng, 80, size))
+        mix(rgb, spread(weave, _STICKERS[rng.integers(len(_STICKERS))]), _disc(centre, radius, aspect, size))
         if rng.uniform() < 0.4:
-            mix(rgb, f32(_STICKERS[rng.integers(6)]), dot_cover(np.array([[x, y]]), np.array([radius * 0.6]), size))
+            inner = _disc(centre, radius * rng.uniform(0.4, 0.7), aspect, size)
+            mix(rgb, spread(weave, _STICKERS[rng.integers(len(_STICKERS))]), inner)
+
+
+def _drape(rng: np.random.Generator, rgb: Array, s: PhantomSettings, size: int) -> None:
+    """Cloth, a glove or the world beside the plate, across one side or corner."""
+    x, y = grid(size)
+    a = rng.uniform(0, 2 * np.pi)
+    along = (x - 0.5) * np.float32(np.cos(a)) + (y - 0.5) * np.float32(np.sin(a))
+    edge = np.float32(rng.uniform(0.25, 0.5)) + np.float32(0.02) * noise(rng, 4, size)
+    cover = np.clip((along - edge) * np.float32(size / rng.choice([1, 3, 10])) + 0.5, 0, 1)
+    colour = _DRAPES[rng.integers(len(_DRAPES))]
+    weave = 1 + rng.uniform(0, 0.15) * noise(rng, 60, size)
+    mix(rgb, spread(weave, colour), cover)
 
 
 def _far(rng: np.random.Generator, size: int) -> Array:
@@ -178,4 +199,5 @@ ARTEFACTS: dict[str, Callable[[np.random.Generator, Array, PhantomSettings, int]
     "ring": _ring,
     "ruler": _ruler,
     "patch": _patch,
+    "drape": _drape,
 }

@@ -23,6 +23,8 @@ def light(rng: np.random.Generator, rgb: Array, s: PhantomSettings, size: int) -
     x, y, bowl = _centred(size)
     strength, a = rng.uniform(*s.illumination), rng.uniform(0, 2 * np.pi)
     slope = x * np.float32(np.cos(a)) + y * np.float32(np.sin(a))
+    if rng.uniform() < s.red_light:
+        rgb *= spread(np.ones((size, size), np.float32), f32([1.2, 0.85, 0.75]) ** np.float32(rng.uniform(0.5, 1.2)))
     shade = 1 + np.float32(strength) * slope - np.float32(2 * strength * rng.uniform()) * bowl
     uneven, blue = s.cast
     tilt = rng.normal(0, uneven)

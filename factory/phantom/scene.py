@@ -14,7 +14,7 @@ from factory.phantom.camera import expose, light
 from factory.phantom.fields import Array, generator
 from factory.phantom.lesion import paint_lesion
 from factory.phantom.settings import DEFAULT, MAX_SIZE, MIN_SIZE, PhantomSettings
-from factory.phantom.skin import follicles, freckles, paint_skin, skin_lab
+from factory.phantom.skin import follicles, freckles, neighbours, paint_skin, skin_lab
 from factory.phantom.strokes import polygon_cover
 from factory.phantom.truth import Attributes, draw_attributes
 
@@ -55,7 +55,7 @@ class Phantom:
 
 def _chosen(rng: np.random.Generator, s: PhantomSettings) -> tuple[str, ...]:
     """Names of the artefacts that this phantom has."""
-    names = ("freckles", "follicles", *ARTEFACTS, "vignette")
+    names = ("freckles", "follicles", "neighbours", *ARTEFACTS, "vignette")
     return tuple(name for name in names if rng.uniform() < getattr(s, name))
 
 
@@ -71,6 +71,8 @@ def _photograph(
     for name, paint in (("freckles", freckles), ("follicles", follicles)):
         if name in artefacts:
             paint(skin_rng, lab, size)
+    if "neighbours" in artefacts:
+        neighbours(skin_rng, lab, at.centre, at.radius, size)
     paint_lesion(rng, at, base, s, lab, cover)
     rgb = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)
     for name, spoil_with in ARTEFACTS.items():

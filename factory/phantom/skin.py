@@ -1,13 +1,17 @@
-"""Skin without a lesion, in CIE Lab: its tone, mottle and lines, freckles and follicles."""
+"""Skin without the lesion, in CIE Lab: its tone, mottle and lines, freckles, follicles and other lesions."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from factory.phantom.fields import Array, blur, f32, noise, scale_in_place, shift_in_place, spread
+from factory.phantom.fields import Array, blur, f32, noise, shift_in_place, spread
 from factory.phantom.settings import ITA_ENDS, PhantomSettings
 from factory.phantom.strokes import dot_cover
+
+# What more of each does to skin, in Lab: these two alone make it uneven.
+_MELANIN = (-1.2, 0.35, 0.55)
+_BLOOD = (-0.5, 1.0, 0.2)
 
 
 def skin_lab(ita: float, blush: float = 0.5) -> tuple[float, float, float]:
@@ -24,10 +28,11 @@ def skin_lab(ita: float, blush: float = 0.5) -> tuple[float, float, float]:
 
 def paint_skin(rng: np.random.Generator, base: tuple[float, float, float], s: PhantomSettings, size: int) -> Array:
     """Mottled, finely lined skin in Lab."""
-    mottle, grain = rng.uniform(*s.mottle), rng.uniform(*s.grain)
-    skin = scale_in_place(noise(rng, 5, size, 3), [1.0, 0.9, 0.9])
-    skin += scale_in_place(noise(rng, 18, size, 3), [0.9, 0.9, 0.8])
-    skin *= np.float32(mottle)
+    mottle = s.mottle[0] + (s.mottle[1] - s.mottle[0]) * rng.uniform() ** 2
+    grain = rng.uniform(*s.grain)
+    uneven = noise(rng, 5, size, 2) + np.float32(0.8) * noise(rng, 18, size, 2)
+    uneven *= np.float32(mottle)
+    skin = spread(uneven[..., 0], _MELANIN) + spread(uneven[..., 1], _BLOOD)
     shift_in_place(skin, base)
     fine = noise(rng, 40, size) * 0.5 + noise(rng, 96, size) * 0.6
     skin[..., 0] += fine * np.float32(grain) + _furrows(rng, size) * np.float32(grain * rng.uniform(0, 1.1))
@@ -52,6 +57,18 @@ def freckles(rng: np.random.Generator, skin: Array, size: int) -> None:
     spots = dot_cover(rng.uniform(0, 1, (count, 2)), rng.uniform(0.003, 0.022, count) * rng.uniform(0.5, 1.1), size)
     spots = blur(spots, rng.uniform(0.004, 0.012) * size)
     skin += spread(spots, f32([-11, 4.5, 7]) * np.float32(rng.uniform(0.3, 1.1)))
+
+
+def neighbours(rng: np.random.Generator, skin: Array, centre: tuple[float, float], radius: float, size: int) -> None:
+    """One to three smaller lesions away from the one in the middle, brown, red or nearly black."""
+    count = int(rng.integers(1, 4))
+    around = rng.uniform(0, 2 * np.pi, count)
+    radii = rng.uniform(0.15, 0.6, count) * min(radius, 0.12)
+    away = radius * rng.uniform(1.5, 2.2) + radii + rng.uniform(0.03, 0.3, count)
+    points = np.array(centre) + away[:, None] * np.stack([np.cos(around), np.sin(around)], axis=1)
+    tone = f32(((-22, 8, 9), (-14, 15, 5), (-38, 5, 3))[rng.integers(3)]) * np.float32(rng.uniform(0.4, 1.2))
+    uneven = np.clip(1 + 0.3 * noise(rng, 24, size), 0, None)
+    skin += spread(blur(dot_cover(points, radii, size), rng.uniform(0.004, 0.02) * size) * uneven, tone)
 
 
 def follicles(rng: np.random.Generator, skin: Array, size: int) -> None:

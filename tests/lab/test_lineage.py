@@ -41,8 +41,8 @@ def synthetic() -> pa.Table:
     noisy = np.clip(_image(8, 4).astype(int) + np.random.default_rng(0).integers(-3, 4, (48, 48, 3)), 0, 255)
     rows: list[dict[str, Any]] = [
         {"sample_id": "copy", "image": _struct(noisy.astype(np.uint8)), "parents": ["c0", "c1"], "outcome": "accepted"},
-        {"sample_id": "own", "image": _struct(_image(9, 0)), "parents": ["elsewhere"], "outcome": "accepted"},
-        {"sample_id": "free", "image": _struct(_image(9, 1)), "parents": [], "outcome": "accepted"},
+        {"sample_id": "own", "image": _struct(_image(9, 2)), "parents": ["elsewhere"], "outcome": "accepted"},
+        {"sample_id": "free", "image": _struct(_image(9, 3)), "parents": [], "outcome": "accepted"},
         {
             "sample_id": "lost",
             "image": _struct(_image(8, 5)),

@@ -1,4 +1,4 @@
-"""A real fit on Ray Train: LoRA of a tiny generator, stopped once in the middle, resumed, and loaded elsewhere."""
+"""Real fits on Ray Train: LoRA of a tiny generator, stopped once and resumed, on two workers, and loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -81,6 +81,22 @@ def test_its_curve_is_that_of_a_fit_without_ray_and_without_a_fall(
         strict=True,
     ):
         assert json.loads(theirs)["loss"] == pytest.approx(json.loads(ours)["loss"], abs=1e-4)
+
+
+def test_two_workers_that_share_the_batch_have_the_curve_of_one(tiny_weights: Any, tmp_path: Path) -> None:
+    from factory.runtime import train as on_ray
+
+    shared = SECTION.model_copy(update={"num_workers": 2})
+    on_ray.fit(partial(build, tiny_weights.generator, shared), shared, tmp_path / "two")
+    train(build(tiny_weights.generator, SECTION), SECTION, tmp_path / "one")
+    curves = [
+        [json.loads(row) for row in (tmp_path / name).read_text().splitlines()]
+        for name in ("two/metrics.jsonl", "one/metrics.jsonl")
+    ]
+    for theirs, ours in zip(*curves, strict=True):
+        assert theirs["step"] == ours["step"]
+        assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-2)
 
 
 def test_a_fit_that_is_done_is_not_run_again(fitted: Path, tiny_weights: Any) -> None:

@@ -80,15 +80,14 @@ def base_of(work: Path, vocabulary: list[str]) -> JointDenoiser:
 
 def fit_vae(work: Path) -> None:
     """First on phantoms as they are, then on phantoms broadened far beyond skin, then for PSNR itself."""
-    if not (work / "vae-near").exists():
-        objective = FitVae(SEED)
-        objective.save(train(objective, VAE, work / "vae-fit"), work / "vae-near")
-    if not (work / "vae-broad").exists():
-        objective = FitVae(SEED + 100, broad=True, start=work / "vae-near")
-        objective.save(train(objective, VAE_BROAD, work / "vae-broad-fit"), work / "vae-broad")
-    if not (work / "vae").exists():
-        objective = FitVae(SEED + 200, broad=True, by_log=True, start=work / "vae-broad")
-        objective.save(train(objective, VAE_LOG, work / "vae-log-fit"), work / "vae")
+    stages = [
+        ("vae", "vae-near", FitVae(SEED)),
+        ("vae-broad", "vae-broad", FitVae(SEED + 100, broad=True, start=work / "vae-near")),
+        ("vae-log", "vae", FitVae(SEED + 200, broad=True, by_log=True, start=work / "vae-broad")),
+    ]
+    for fit, out, objective in stages:
+        if not (work / out).exists():
+            objective.save(train(objective, FITS[fit], work / f"{fit}-fit"), work / out)
 
 
 def encode(work: Path, count: int) -> list[str]:

@@ -127,17 +127,14 @@ class FitVae:
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         image = batch["image"]
         latents = model.encode(image).latent  # type: ignore[operator]
-        spread = LATENT_NOISE * latents.detach().std()
+        spread = latents.detach().std()
         eps = noise.normal(2, *latents.shape[1:]).flatten(0, 1)
-        error = model.decode(latents + spread * eps).sample - image  # type: ignore[operator]
-        pixels, mse = error.abs().mean(), error.square().mean()
+        error = model.decode(latents + LATENT_NOISE * spread * eps).sample - image  # type: ignore[operator]
+        pixels, crop_mse = error.abs().mean(), error.square().mean((1, 2, 3))
+        mse, log_mse = crop_mse.mean(), torch.log(crop_mse + MSE_FLOOR).mean()
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        log_mse = torch.log(error.square().mean((1, 2, 3)) + MSE_FLOOR).mean()
         loss = LOG_WEIGHT * log_mse if self.by_log else pixels + MSE_WEIGHT * mse + GRADIENT_WEIGHT * edges
-        return {
-            "loss": loss, "pixels": pixels, "edges": edges, "mse": mse, "log_mse": log_mse,
-            "spread": latents.detach().std(),
-        }  # fmt: skip
+        return {"loss": loss, "pixels": pixels, "edges": edges, "mse": mse, "log_mse": log_mse, "spread": spread}
 
     def save(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)  # type: ignore[operator]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import cv2
@@ -16,38 +16,16 @@ from factory.phantom.lesion import paint_lesion
 from factory.phantom.settings import DEFAULT, MAX_SIZE, MIN_SIZE, PhantomSettings
 from factory.phantom.skin import follicles, freckles, neighbours, paint_skin, skin_lab
 from factory.phantom.strokes import polygon_cover
-from factory.phantom.truth import Attributes, draw_attributes
-
-# What a phantom states of its attributes, under the same names.
-_STATED = (
-    "diagnosis", "malignant", "skin_type", "ita", "asymmetry", "asymmetry_axes", "border_irregularity", "colors",
-    "color_count", "structures", "diameter_mm",
-)  # fmt: skip
+from factory.phantom.truth import Attributes, Truth, draw_attributes
 
 
-@dataclass(frozen=True)
-class Phantom:
-    """One image with its exact truth.
-
-    `asymmetry` is the mean of `asymmetry_axes`: for the major, then the minor principal axis of the uncropped shape,
-    area(shape XOR its reflection across that axis) / (2 * area(shape)). `border_irregularity` is
-    perimeter^2 / (4 pi area) - 1 of the 512-vertex contour: 0 for a disc, growing with every lobe and notch.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Phantom(Truth):
+    """One image (size, size, 3) uint8 and its mask (size, size) bool, with their exact truth."""
 
     image: Array = field(repr=False)
     mask: Array = field(repr=False)
-    diagnosis: str
-    malignant: bool
-    skin_type: int
-    ita: float
-    asymmetry: float
-    asymmetry_axes: tuple[float, float]
-    border_irregularity: float
-    colors: tuple[str, ...]
-    color_count: int
-    structures: tuple[str, ...]
     artefacts: tuple[str, ...]
-    diameter_mm: float
     index: int
     seed: int
     size: int
@@ -98,8 +76,8 @@ def draw(seed: int, index: int, size: int = 128, *, settings: PhantomSettings = 
     outline = (at.contour * at.radius + np.array(at.centre)) * size
     cover = polygon_cover(outline, size, 4 if size <= 192 else 2)
     image, artefacts = _photograph(at, cover.astype(np.float32) / 255, seed, index, settings)
-    stated = {name: getattr(at, name) for name in _STATED}
-    return Phantom(image, cover > 127, **stated, artefacts=artefacts, index=index, seed=seed, size=size)
+    stated = {known.name: getattr(at, known.name) for known in fields(Truth)}
+    return Phantom(**stated, image=image, mask=cover > 127, artefacts=artefacts, index=index, seed=seed, size=size)
 
 
 def draw_many(

@@ -28,28 +28,40 @@ from factory.phantom.settings import (
 _TRIES = 64  # attempts at an attribute draw that agrees with what was pinned
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """What is decided before a pixel is painted; `contour` is (512, 2) in the lesion frame, of area pi."""
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What a phantom states of itself.
+
+    `asymmetry` is the mean of `asymmetry_axes`: for the major, then the minor principal axis of the uncropped shape,
+    area(shape XOR its reflection across that axis) / (2 * area(shape)). `border_irregularity` is
+    perimeter^2 / (4 pi area) - 1 of the 512-vertex contour: 0 for a disc, growing with every lobe and notch.
+    `diameter_mm` is the largest caliper of the uncropped contour, `ita` the skin's typology angle in degrees.
+    """
 
     diagnosis: str
     malignant: bool
-    probability: float
     skin_type: int
     ita: float
     asymmetry: float
     asymmetry_axes: tuple[float, float]
     border_irregularity: float
     colors: tuple[str, ...]
-    radius: float  # of the disc of equal area, as a share of the image side
-    centre: tuple[float, float]
-    diameter_mm: float  # largest caliper of the uncropped contour
     structures: tuple[str, ...]
-    contour: Array = field(repr=False, compare=False)
+    diameter_mm: float
 
     @property
     def color_count(self) -> int:
         return len(self.colors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attributes(Truth):
+    """All that is decided before a pixel is painted; `contour` is (512, 2) in the lesion frame, of area pi."""
+
+    probability: float
+    radius: float  # of the disc of equal area, as a share of the image side
+    centre: tuple[float, float]
+    contour: Array = field(repr=False, compare=False)
 
 
 class _Shape(NamedTuple):

@@ -77,13 +77,11 @@ def connect() -> Iterator[Resources]:
     if ray.is_initialized():
         yield resources()
         return
-    # "local": a cluster that happens to run here is not ours to join, and would refuse num_cpus.
-    here = {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    address, ours = os.environ.get("RAY_ADDRESS"), {}
+    if not address:  # "local": a cluster that happens to run here is not ours to join
+        address, ours = "local", {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     with _kept_for_errors():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init("local", log_to_driver=False, logging_level=logging.ERROR, **here)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **ours)
     try:
         settle()
         yield resources()

@@ -153,6 +153,9 @@ class JointDenoiser:
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         pipeline.save_pretrained(folder, safe_serialization=True)
+        for config in folder.glob("*/config.json"):  # diffusers notes where a part was once loaded from
+            known = json.loads(config.read_text())
+            config.write_text(json.dumps({k: v for k, v in known.items() if k != "_name_or_path"}, indent=2) + "\n")
         if self.mask_head is not None:
             self.mask_head.save(folder / "mask_head")
         self.stats.save(folder / STATS_FILE)

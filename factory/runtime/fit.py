@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from factory import records, taxonomy
@@ -44,7 +45,7 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     run.put_weights(target, weights)
     first, last = metrics[0], metrics[-1]
     curve = f"loss {first['loss']:.4f} -> {last['loss']:.4f}"
-    echo(f"fit {name:<8}{last['step']} steps  {curve}  {last['step_s']:.2f} s a step")
+    echo(f"fit {name:<8}{last['step']} steps  {curve}  {median(row['step_s'] for row in metrics):.2f} s a step")
 
 
 def weights_name(recipe: Recipe, name: str) -> str:

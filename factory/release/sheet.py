@@ -20,6 +20,7 @@ _TONES = {ACCEPTED: (15, 118, 90), FAILED: (110, 110, 118)}
 _REJECTED = (180, 50, 40)
 _OUTLINE = (0, 255, 208)
 _MARGIN, _GAP, _FRAME = 24, 18, 2
+_TITLE_LINES, _LEAST_WIDTH = 6, 640  # so that a single pair still has its whole prompt above it
 
 
 def contact_sheet(
@@ -37,7 +38,7 @@ def contact_sheet(
     per_line = columns or min(4, max(1, round(len(rows) ** 0.5 / 1.4 + 0.5)))
     cell_w, cell_h = 2 * tile + 4 * _FRAME, tile + 2 * _FRAME + 48
     lines = -(-len(rows) // per_line)
-    width = max(2 * _MARGIN + per_line * cell_w + (per_line - 1) * _GAP, 420)
+    width = max(2 * _MARGIN + per_line * cell_w + (per_line - 1) * _GAP, _LEAST_WIDTH)
     heading = _wrapped(title, _font(20), width - 2 * _MARGIN)
     top = _MARGIN + 26 * len(heading) + 30
     sheet = Image.new("RGB", (width, top + lines * (cell_h + _GAP) - _GAP + _MARGIN), _PAPER)
@@ -160,4 +161,4 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
             lines[-1] = longer
         else:
             lines.append(word)
-    return [_fit(line, font, width) for line in lines[:3]]
+    return [_fit(line, font, width) for line in lines[:_TITLE_LINES]]

@@ -66,7 +66,7 @@ def phantom(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Draw a phantom corpus with its masks and its truth."""
-    from factory.corpora.phantoms import write_phantoms
+    from factory.corpora.phantom import write_phantoms
 
     write_phantoms(out, count, size, seed)
     typer.echo(f"phantoms    {count} in {out}, their truth in {out / 'truth.csv'}")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from factory import images, line
-from factory.corpora.phantoms import write_phantoms
+from factory.corpora.phantom import write_phantoms
 from factory.run import Run
 from factory.storage import StorageError
 

@@ -94,7 +94,7 @@ def default() -> Policy:
 
 def _content(file: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(file.read_text(encoding="utf-8"), loader)  # noqa: S506 (a safe loader, the C one if it is there)
+    content = yaml.load(file.read_text(encoding="utf-8"), loader)
     if not isinstance(content, dict):
         raise yaml.YAMLError("it must hold a mapping")
     return content

@@ -252,7 +252,13 @@ class Recipe(Section):
 
 # The sections (dotted) that each table's content depends on, beside its parents and weights.
 FINGERPRINTS: dict[str, tuple[str, ...]] = {
-    "listing": ("corpus.sources", "corpus.phantoms", "corpus.labels", "corpus.allow_missing_images", "corpus.unit_rows"),
+    "listing": (
+        "corpus.sources",
+        "corpus.phantoms",
+        "corpus.labels",
+        "corpus.allow_missing_images",
+        "corpus.unit_rows",
+    ),
     "intake": ("corpus.min_side", "corpus.scales", "corpus.frame", "corpus.max_pixels", "corpus.max_bytes"),
     "copies": ("corpus.min_likeness",),
     "corpus": ("corpus.near_duplicates", "corpus.val_share", "corpus.test_share"),

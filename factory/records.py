@@ -117,7 +117,8 @@ LISTING, INTAKE, COPIES, CORPUS, CAPTIONS, PLAN, SAMPLES = (
     _schema(fields) for fields in (_LISTING, _INTAKE, _COPIES, _CORPUS, _CAPTIONS, _PLAN, _SAMPLES)
 )
 SCHEMAS: dict[str, pa.Schema] = {
-    "listing": LISTING, "intake": INTAKE, "copies": COPIES, "corpus": CORPUS, "captions": CAPTIONS, "plan": PLAN, "samples": SAMPLES,
+    "listing": LISTING, "intake": INTAKE, "copies": COPIES, "corpus": CORPUS, "captions": CAPTIONS, "plan": PLAN,
+    "samples": SAMPLES,
 }  # fmt: skip
 
 

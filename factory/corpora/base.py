@@ -120,10 +120,8 @@ class Entry:
     def to_row(self) -> dict[str, Any]:
         """The entry as a row of the listing, but for its unit."""
         row = {field.name: getattr(self, field.name) for field in fields(self)}
-        colors = self.expert_colors
-        return row | {
-            "image": _from_path(self.image), "mask": _from_path(self.mask), "expert_colors": None if colors is None else [*colors]
-        }  # fmt: skip
+        row["image"], row["mask"] = _from_path(self.image), _from_path(self.mask)
+        return row | {"expert_colors": None if self.expert_colors is None else [*self.expert_colors]}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Entry:

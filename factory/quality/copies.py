@@ -1,208 +1,300 @@
 """Copies of one photograph, found by what survives re-encoding, resizing, flips, crops and mild changes of colour.
 
-`keys_of` describes an image by two short vectors: the lowest frequencies of its whole frame, and of a frame set by its
-lesion, which a crop does not move. Flips and quarter turns only change signs and places of such coefficients, so one
-canonical form stands for all eight. `candidates` finds close keys with a k-d tree; `same_photograph` then lays two
-images over each other and compares their detail, which no two photographs of even one lesion share.
+An image is described by a few square frames: its whole, and squares around its dark blobs, found where the Laplacian
+of a Gaussian is extremal over place and size (Lindeberg 1998), which a crop leaves where they are. Each frame becomes a
+key, its lowest frequencies. What of a key no flip or quarter turn changes goes into a k-d tree; pairs that are close
+there and agree on how one image lies in the other are `candidates`. `likeness` then lays both images over each other
+and compares their detail, which no two photographs of even one lesion share.
 
-Frequencies as in pHash (Zauner 2010), but as real numbers: nothing is lost to rounding, and closeness can be searched.
+Low frequencies are what pHash takes too (Zauner 2010), there as bits. Letters: N images, F frames, D = DIM.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from factory.images import RGB, Mask
-from factory.quality.attributes import estimate_mask
+from factory.images import RGB
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
+Floats = NDArray[Any]
+Ints = NDArray[np.int64]
 
+BLOBS = 6
+FRAMES = 1 + BLOBS
 SIDE = 32  # a frame is reduced to so many pixels before its frequencies are taken
 LUMA, CHROMA = 7, 3  # the lowest frequencies kept, per axis
 DIM = LUMA**2 - 1 + 2 * (CHROMA**2 - 1)
-FRAME_RADII = 1.3  # half side of the lesion's frame, in radii of the disc of its area
-TREE_DIMS = 12
+
+_BLOB_SIDE = 48  # blobs are looked for at this short side, in px
+_SIGMAS = np.geomspace(0.035, 0.30, 9)  # of the short side
+_FRAME_SIGMAS = 2.2  # half side of a blob's frame
+_LEAST_BLOB = 0.5  # L* units of the scale-normalised Laplacian
+
+# ------------------------------------------------------------------------------------------------------- frames
+
+
+class Description(NamedTuple):
+    """Frames (F, 3): centre x, centre y and half side in pixels, the whole image first, with 0 for its half side as it
+    need not be square; and their keys (F, D). An image with few blobs has NaN for the rest."""
+
+    frames: Floats
+    keys: Floats
+
+
+def describe(rgb: RGB) -> Description:
+    """The frames of an image (H, W, 3) and their keys."""
+    lab = cv2.cvtColor(np.ascontiguousarray(rgb).astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    frames, keys = np.full((FRAMES, 3), np.nan, np.float32), np.full((FRAMES, DIM), np.nan, np.float32)
+    frames[0] = lab.shape[1] / 2, lab.shape[0] / 2, 0
+    keys[0] = _key(cv2.resize(lab, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+    for k, frame in enumerate(_blobs(lab[..., 0]), start=1):
+        frames[k], keys[k] = frame, _key(_window(lab, frame, SIDE))
+    return Description(frames, keys)
+
+
+def _blobs(lightness: Floats) -> Floats:
+    """Frames of the `BLOBS` strongest dark blobs, (K, 3), strongest first."""
+    height, width = lightness.shape
+    shrink = _BLOB_SIDE / min(height, width)
+    size = (round(width * shrink), round(height * shrink))
+    pad = _BLOB_SIDE // 2
+    small = cv2.resize(lightness, size, interpolation=cv2.INTER_AREA)
+    padded = cv2.copyMakeBorder(small, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    response = np.stack([_laplacian(padded, sigma * _BLOB_SIDE)[pad:-pad, pad:-pad] for sigma in _SIGMAS])  # (S, h, w)
+    around = np.stack([cv2.dilate(layer, np.ones((3, 3), np.uint8)) for layer in response])
+    inner = response[1:-1]
+    peak = (inner >= around[1:-1]) & (inner >= around[:-2]) & (inner >= around[2:]) & (inner > _LEAST_BLOB)
+    s, y, x = np.nonzero(peak)
+    s += 1
+    best = np.argsort(-response[s, y, x], kind="stable")[:BLOBS]
+    found = [_refined(response, s[k], y[k], x[k]) for k in best]
+    scale, y, x = np.array(found).reshape(-1, 3).T
+    half = _FRAME_SIGMAS * _BLOB_SIDE * _SIGMAS[0] * (_SIGMAS[1] / _SIGMAS[0]) ** scale
+    return np.stack([x + 0.5, y + 0.5, half], axis=1) / shrink
+
+
+def _laplacian(image: Floats, sigma: float) -> Floats:
+    """Scale-normalised: large where a dark blob of this size is."""
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(sigma**2 * cv2.Laplacian(blurred, cv2.CV_32F, ksize=1))
+
+
+def _refined(response: Floats, s: int, y: int, x: int) -> tuple[float, float, float]:
+    """The peak of a parabola through each axis's three values; at an edge the peak itself."""
+    where = []
+    for axis, place in enumerate((s, y, x)):
+        line = response[:, y, x] if axis == 0 else response[s, :, x] if axis == 1 else response[s, y, :]
+        offset = 0.0
+        if 0 < place < len(line) - 1:
+            below, at, above = (float(v) for v in line[place - 1 : place + 2])
+            bend = below - 2 * at + above
+            offset = float(np.clip(0.5 * (below - above) / bend, -0.5, 0.5)) if abs(bend) > 1e-9 else 0.0
+        where.append(place + offset)
+    return where[0], where[1], where[2]
+
+
+def _window(image: Floats, frame: Floats | tuple[float, float, float], side: int) -> Floats:
+    """A square of the image at side x side; what lies beyond the edge repeats it."""
+    x, y, half = (float(v) for v in frame)
+    scale = 2 * half / side
+    reach = int(np.ceil(half * 1.5)) + 2
+    left, top = max(int(x) - reach, 0), max(int(y) - reach, 0)
+    part = image[top : int(y) + reach + 1, left : int(x) + reach + 1]
+    if not part.size:
+        return np.zeros((side, side, *image.shape[2:]), np.float32)
+    if scale > 1:
+        part = cv2.GaussianBlur(part, (0, 0), 0.5 * scale)
+    shift = 0.5 * scale - 0.5 - half
+    matrix = np.array([[scale, 0, x - left + shift], [0, scale, y - top + shift]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(part, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE))
+
+
+# --------------------------------------------------------------------------------------------------------- keys
 
 
 def _order(count: int) -> list[tuple[int, int]]:
-    """Frequencies below `count` per axis but (0, 0), lowest first; (u, v) and (v, u) are neighbours."""
+    """Frequencies below `count` per axis but (0, 0), lowest first."""
     pairs = [(u, v) for u in range(count) for v in range(count) if u or v]
-    return sorted(pairs, key=lambda uv: (max(uv), sum(uv), min(uv), uv))
+    return sorted(pairs, key=lambda uv: (uv[0] + uv[1], max(uv), uv))
 
 
-_LUMA, _CHROMA = _order(LUMA), _order(CHROMA)
-_UV = np.array(_LUMA + _CHROMA * 2)  # (DIM, 2) the frequency of each coefficient
-_TRANSPOSED = np.array(
-    [_LUMA.index((v, u)) for u, v in _LUMA]
-    + [len(_LUMA) + k * len(_CHROMA) + _CHROMA.index((v, u)) for k in range(2) for u, v in _CHROMA]
-)
-_FLIP_V, _FLIP_H = (np.where(_UV[:, axis] % 2, -1.0, 1.0).astype(np.float32) for axis in (0, 1))
-# The 8 symmetries of a square, as (take transposed?, signs): row k turns coefficients into those of the k-th image.
-_SYMMETRIES = [(t, v, h) for t in (False, True) for v in (False, True) for h in (False, True)]
+# The plane (0 lightness, 1 and 2 chroma), row frequency and column frequency of each coefficient of a key.
+_PLANES = [(0, u, v) for u, v in _order(LUMA)] + [(k, u, v) for k in (1, 2) for u, v in _order(CHROMA)]
+_UV = np.array(_PLANES)[:, 1:]
+_TRANSPOSED = np.array([_PLANES.index((k, v, u)) for k, u, v in _PLANES])
+_SIGNS = {
+    (flip_v, flip_h): np.where((_UV[:, 0] * flip_v + _UV[:, 1] * flip_h) % 2, -1, 1).astype(np.float32)
+    for flip_v in (0, 1)
+    for flip_h in (0, 1)
+}
+# The 8 symmetries of a square: transposed first, then flipped.
+_SYMMETRIES = [(t, v, h) for t in (0, 1) for v in (0, 1) for h in (0, 1)]
 
 
-def keys_of(rgb: RGB, mask: Mask | None = None) -> Floats:
-    """The two keys of an image (H, W, 3), (2, DIM): of its whole frame, and of its lesion's frame.
-
-    mask: the estimated lesion, if it is known already; a published mask must not be given, since a copy may lack it.
-    """
-    lab = cv2.cvtColor(np.ascontiguousarray(rgb).astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-    found = estimate_mask(rgb) if mask is None else mask
-    return np.stack([_coefficients(_reduced(lab)), _coefficients(_window(lab, lesion_frame(found)))])
-
-
-def lesion_frame(mask: Mask) -> tuple[float, float, float]:
-    """Centre x, centre y and half side, in pixels, of the square set by a lesion; of the image where there is none."""
-    height, width = mask.shape
-    area = float(mask.sum())
-    if area < 12:
-        return width / 2, height / 2, min(width, height) / 2
-    moments = cv2.moments(mask.astype(np.uint8), binaryImage=True)
-    x, y = moments["m10"] / area + 0.5, moments["m01"] / area + 0.5
-    return x, y, FRAME_RADII * float(np.sqrt(area / np.pi))
-
-
-def _reduced(lab: Floats) -> Floats:
-    return np.asarray(cv2.resize(lab, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32)
-
-
-def _window(lab: Floats, frame: tuple[float, float, float], side: int = SIDE) -> Floats:
-    """A square of the image at side x side; what lies beyond the edge repeats it."""
-    x, y, half = frame
-    scale = 2 * half / side
-    if scale > 1:
-        lab = cv2.GaussianBlur(lab, (0, 0), 0.5 * scale)
-    matrix = np.array([[scale, 0, x - half + 0.5 * scale - 0.5], [0, scale, y - half + 0.5 * scale - 0.5]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(lab, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE))
-
-
-def _coefficients(window: Floats) -> Floats:
-    """(DIM,): low frequencies of lightness and of both chromas, in units of the lightness's deviation."""
+def _key(window: Floats) -> Floats:
+    """(D,): low frequencies of lightness and both chromas, of unit length."""
     spectra = [cv2.dct(np.ascontiguousarray(window[..., k])) for k in range(3)]
-    values = [spectra[0][u, v] for u, v in _LUMA] + [spectra[k][u, v] for k in (1, 2) for u, v in _CHROMA]
-    found = np.array(values, np.float32)
+    found = np.array([spectra[k][u, v] for k, u, v in _PLANES], np.float32)
     return found / max(float(np.linalg.norm(found)), 1e-6)
 
 
 def turned(keys: Floats, symmetry: int) -> Floats:
-    """Keys (..., DIM) of the same images under one of the 8 symmetries of a square."""
+    """Keys (..., D) of the same frames under one of the 8 symmetries of a square."""
     transposed, flip_v, flip_h = _SYMMETRIES[symmetry]
-    found = keys[..., _TRANSPOSED] if transposed else keys
-    if flip_v:
-        found = found * _FLIP_V
-    return found * _FLIP_H if flip_h else found
+    return (keys[..., _TRANSPOSED] if transposed else keys) * _SIGNS[flip_v, flip_h]
 
 
-def canonical(keys: Floats) -> tuple[Floats, Indices]:
-    """Each key (N, DIM) in the one of its 8 forms that all its flips and turns share, and which one that is (N,)."""
-    gaps = np.stack([_gap(turned(keys, k)) for k in range(8)])  # (8, N)
-    best = gaps.argmin(axis=0)
-    found = keys.copy()
-    for k in range(1, 8):
-        found[best == k] = turned(keys[best == k], k)
-    return found, best.astype(np.int64)
+def invariants(keys: Floats) -> Floats:
+    """What of keys (..., D) no symmetry changes, lowest frequencies first."""
+    found = []
+    for n, (k, u, v) in enumerate(_PLANES):
+        if u > v:
+            continue
+        a, b = keys[..., n], keys[..., _PLANES.index((k, v, u))]
+        if u == v:
+            found.append((u + v, a if u % 2 == 0 else np.abs(a)))
+        elif u % 2 == 0 and v % 2 == 0:  # their signs stay; a turn only exchanges them
+            found += [(u + v, (a + b) / np.sqrt(2)), (u + v, np.abs(a - b) / np.sqrt(2))]
+        else:
+            found.append((u + v, np.hypot(a, b)))
+    return np.stack([values for _, values in sorted(found, key=lambda item: item[0])], axis=-1).astype(np.float32)
 
 
-_C01, _C10 = _LUMA.index((0, 1)), _LUMA.index((1, 0))
+def packed(description: Description) -> bytes:
+    """A description as bytes, for a column; half precision."""
+    return np.concatenate([description.frames, description.keys], axis=1).astype(np.float16).tobytes()
 
 
-def _gap(keys: Floats) -> Floats:
-    """How far keys (N, DIM) are from canonical form, (N,): 0 there."""
-    x, y = keys[:, _C01], keys[:, _C10]
-    return np.asarray(np.maximum.reduce([-x, -y, y - x, np.zeros_like(x)]))
+def unpacked(column: pa.Array | pa.ChunkedArray) -> Description:
+    """The descriptions in a column without nulls: frames (N, F, 3) and keys (N, F, D), in half precision."""
+    values = np.frombuffer(b"".join(column.to_pylist()), np.float16).reshape(-1, FRAMES, 3 + DIM)
+    return Description(values[..., :3], values[..., 3:])  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------- candidates
+
+TREE_DIMS = 14
+TREE_RADIUS, KEY_RADIUS = 0.20, 0.30  # of keys of unit length
+SURE_RADIUS = 0.12  # so close, one frame is enough; else two frames must agree
+_NEIGHBOURS = 12
+_CHUNK = 65_536
+_SCALE_SLACK, _PLACE_SLACK = 0.2, 0.25  # log of the scale; shares of a frame's half side
 
 
 class Candidates(NamedTuple):
-    """Pairs of rows, each once with a < b, the symmetry that turns b's image into a's, and the frame that found it."""
+    """Pairs of images, each once with a < b, (P,): the frames that match, and the symmetry that turns b into a."""
 
-    a: Indices
-    b: Indices
-    symmetry: Indices
-    frame: Indices
-
-
-# A canonical form is ambiguous where it was decided by less than this; such keys are looked up in each form they may have.
-_AMBIGUOUS = 0.08
-TREE_RADIUS, KEY_RADIUS = 0.16, 0.24  # of unit vectors; see benchmarks/copies.py for what these find and let by
-_NEIGHBOURS = 8  # per lookup; larger families of copies are joined through each other
-_CHUNK = 65_536
+    a: Ints
+    b: Ints
+    frame_a: Ints
+    frame_b: Ints
+    symmetry: Ints
 
 
-def candidates(keys: Floats) -> Candidates:
-    """Pairs of images whose keys (N, 2, DIM) are close in one of their frames; `same_photograph` decides."""
-    found = [pair for frame in (0, 1) for pair in _close(keys[:, frame], frame)]
-    if not found:
-        return Candidates(*(np.zeros(0, np.int64) for _ in range(4)))
-    a, b, symmetry, frame = (np.concatenate(column) for column in zip(*found, strict=True))
-    swapped = a > b
-    inverse = _INVERSE[symmetry]
-    a, b, symmetry = np.where(swapped, b, a), np.where(swapped, a, b), np.where(swapped, inverse, symmetry)
-    _, first = np.unique(np.stack([a, b, symmetry, frame]), axis=1, return_index=True)
-    return Candidates(a[first], b[first], symmetry[first], frame[first])
+def candidates(described: Description) -> Candidates:
+    """Pairs of images, of descriptions (N, F, ...), that may be copies; `likeness` decides."""
+    rows, frames = np.nonzero(np.isfinite(described.keys[..., 0].astype(np.float32)))
+    keys = described.keys[rows, frames].astype(np.float32)
+    matches = _matches(keys, rows)
+    if not len(matches[0]):
+        return Candidates(*(np.zeros(0, np.int64) for _ in range(5)))
+    p, q, symmetry, distance = (np.concatenate(column) for column in zip(*matches, strict=True))
+    swap = rows[p] > rows[q]
+    p, q, symmetry = np.where(swap, q, p), np.where(swap, p, q), np.where(swap, _INVERSE[symmetry], symmetry)
+    sure = distance < SURE_RADIUS
+    agreed = _agreed(rows, described.frames[rows, frames].astype(np.float32), p, q, symmetry)
+    p, q, symmetry, distance = (values[sure | agreed] for values in (p, q, symmetry, distance))
+    order = np.lexsort((distance, rows[q], rows[p]))
+    pair = np.stack([rows[p[order]], rows[q[order]]])
+    first = order[np.flatnonzero(np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)])] if len(order) else order
+    return Candidates(rows[p[first]], rows[q[first]], frames[p[first]], frames[q[first]], symmetry[first])
 
 
-def _close(keys: Floats, frame: int) -> list[tuple[Indices, Indices, Indices, Indices]]:
-    """(a, b, symmetry, frame) of lookups of every key, in each of its likely forms, among the canonical ones."""
-    base, form = canonical(keys)
-    tree = cKDTree(base[:, :TREE_DIMS])
-    found = []
-    for k in range(8):
-        looked_up = turned(keys, k)
-        rows = np.flatnonzero(_gap(looked_up) < _AMBIGUOUS)
-        for start in range(0, len(rows), _CHUNK):
-            part = rows[start : start + _CHUNK]
-            _, near = tree.query(
-                looked_up[part, :TREE_DIMS], k=_NEIGHBOURS, distance_upper_bound=TREE_RADIUS, workers=-1
-            )
-            i, j = np.nonzero((near < len(keys)) & (near != part[:, None]))
-            b, a = part[i], near[i, j]
-            closeness = np.linalg.norm(looked_up[b] - base[a], axis=1)
-            b, a = b[closeness < KEY_RADIUS], a[closeness < KEY_RADIUS]
-            # b under k looks like a under its own form, so b under k and then back from that form looks like a.
-            found.append((a, b, _PRODUCT[k, _INVERSE[form[a]]], np.full(len(a), frame)))
+def _matches(keys: Floats, rows: Ints) -> list[tuple[Ints, Ints, Ints, Floats]]:
+    """(p, q, symmetry that turns q into p, distance) of close keys (M, D) of different images."""
+    points = invariants(keys)[:, :TREE_DIMS]
+    tree, found = cKDTree(points), []
+    for start in range(0, len(points), _CHUNK):
+        _, near = tree.query(
+            points[start : start + _CHUNK], k=_NEIGHBOURS + 1, distance_upper_bound=TREE_RADIUS, workers=-1
+        )
+        i, j = np.nonzero(near < len(points))
+        p, q = i + start, near[i, j]
+        p, q = p[rows[p] != rows[q]], q[rows[p] != rows[q]]
+        if len(p):
+            distances = np.stack([np.linalg.norm(turned(keys[q], k) - keys[p], axis=1) for k in range(8)])  # (8, M)
+            symmetry = distances.argmin(axis=0)
+            distance = distances[symmetry, np.arange(len(p))]
+            close = distance < KEY_RADIUS
+            found.append((p[close], q[close], symmetry[close].astype(np.int64), distance[close].astype(np.float32)))
     return found
 
 
-def _apply(image: NDArray[np.generic], symmetry: int) -> NDArray[np.generic]:
+def _agreed(rows: Ints, frames: Floats, p: Ints, q: Ints, symmetry: Ints) -> NDArray[np.bool_]:
+    """Which matches another match of the same two images confirms: same symmetry, scale and place."""
+    blobs = (frames[p, 2] > 0) & (frames[q, 2] > 0)
+    scale = np.log(np.where(blobs, frames[p, 2], 1) / np.where(blobs, frames[q, 2], 1))
+    turn = _MATRICES[symmetry]  # (M, 2, 2), about the origin, in pixels of b's own frame
+    place = frames[p, :2] - np.exp(scale)[:, None] * np.einsum("mij,mj->mi", turn, frames[q, :2])
+    order = np.lexsort((scale, symmetry, rows[q], rows[p]))
+    group = np.stack([rows[p], rows[q], symmetry])[:, order]
+    agreed = np.zeros(len(p), bool)
+    for ahead in range(1, 2 * FRAMES):
+        if ahead >= len(order):
+            break
+        first, second = order[:-ahead], order[ahead:]
+        reach = _PLACE_SLACK * np.minimum(frames[p[first], 2], frames[p[second], 2])
+        both = (
+            (group[:, ahead:] == group[:, :-ahead]).all(axis=0)
+            & blobs[first] & blobs[second] & (p[first] != p[second]) & (q[first] != q[second])
+            & (np.abs(scale[first] - scale[second]) < _SCALE_SLACK)
+            & (np.linalg.norm(place[first] - place[second], axis=1) < reach)
+        )  # fmt: skip
+        agreed[first[both]] = agreed[second[both]] = True
+    return agreed
+
+
+def apply(image: NDArray[Any], symmetry: int) -> NDArray[Any]:
     """An image (H, W, ...) under one of the 8 symmetries."""
     transposed, flip_v, flip_h = _SYMMETRIES[symmetry]
     image = image.swapaxes(0, 1) if transposed else image
     image = image[::-1] if flip_v else image
-    return image[:, ::-1] if flip_h else image
+    return np.ascontiguousarray(image[:, ::-1] if flip_h else image)
 
 
-def _products() -> Indices:
-    """(8, 8): the symmetry that is k and then l."""
-    probe = np.arange(9).reshape(3, 3)
-    forms = {_apply(probe, k).tobytes(): k for k in range(8)}
-    return np.array([[forms[_apply(_apply(probe, k), l).tobytes()] for l in range(8)] for k in range(8)])
+def _matrix(symmetry: int) -> Floats:
+    """What a symmetry does to (x, y), about the origin."""
+    transposed, flip_v, flip_h = _SYMMETRIES[symmetry]
+    swap = np.array([[0, 1], [1, 0]]) if transposed else np.eye(2)
+    return np.asarray(np.diag([1 - 2 * flip_h, 1 - 2 * flip_v]) @ swap, dtype=np.float32)
 
 
-_PRODUCT = _products()
-_INVERSE = np.array([int(np.flatnonzero(_PRODUCT[k] == 0)[0]) for k in range(8)])
+_MATRICES = np.stack([_matrix(k) for k in range(8)])
+_INVERSE = np.array([int(np.abs(_MATRICES @ matrix - np.eye(2)).sum(axis=(1, 2)).argmin()) for matrix in _MATRICES])
+
+# ----------------------------------------------------------------------------------------------------- likeness
 
 _DETAIL_SIDE, _DETAIL_SIGMA = 64, 4.0
+_ALL_SEEN = np.ones((_DETAIL_SIDE, _DETAIL_SIDE), np.uint8)
 _STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-5)
 
 
-def likeness(a: RGB, b: RGB, symmetry: int, frame: int) -> float:
-    """How far two images agree in detail once b is turned by `symmetry` and laid over a: 1 the same, 0 no relation.
+def likeness(a: RGB, b: RGB, frame_a: Floats, frame_b: Floats, symmetry: int) -> float:
+    """How far two images agree in detail where their frames match: 1 the same photograph, 0 no relation.
 
-    They are aligned by an affine map (ECC, Evangelidis and Psarakis 2008) and compared by the correlation of what a
-    Gaussian of 1/16 of the frame leaves.
+    b's frame is turned by `symmetry`, aligned to a's by an affine map (ECC, Evangelidis and Psarakis 2008), and what a
+    Gaussian of 1/16 of the frame leaves of both is correlated.
     """
-    first = _grey(a, frame)
-    second = _grey(np.ascontiguousarray(_apply(b, symmetry)).astype(np.uint8), frame)
+    first, second = _grey(a, frame_a), apply(_grey(b, frame_b), symmetry)
     warp = np.eye(2, 3, dtype=np.float32)
     try:
-        _, warp = cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, _STEPS, None, 5)
+        _, warp = cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, _STEPS, _ALL_SEEN, 5)
     except cv2.error:  # it has no solution where one image is flat, or they share nothing
         return 0.0
     size, flags = (_DETAIL_SIDE, _DETAIL_SIDE), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -210,11 +302,11 @@ def likeness(a: RGB, b: RGB, symmetry: int, frame: int) -> float:
     return _correlation(_detail(first)[seen], _detail(cv2.warpAffine(second, warp, size, flags=flags))[seen])
 
 
-def _grey(rgb: RGB, frame: int) -> Floats:
+def _grey(rgb: RGB, frame: Floats) -> Floats:
     lightness = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    if frame == 0:
+    if frame[2] == 0:
         return np.asarray(cv2.resize(lightness, (_DETAIL_SIDE, _DETAIL_SIDE), interpolation=cv2.INTER_AREA))
-    return _window(lightness, lesion_frame(estimate_mask(rgb)), _DETAIL_SIDE)
+    return _window(lightness, frame, _DETAIL_SIDE)
 
 
 def _detail(grey: Floats) -> Floats:

@@ -16,8 +16,10 @@ from functools import cache, partial
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from factory import records
 from factory.progress import ProgressLine
@@ -34,7 +36,7 @@ UNITS_PER_LISTING_PART = 64
 
 
 def ingest(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
-    """The frozen `listing` to the sealed `corpus`: a pass over units, the copies among all rows, and what both decide."""
+    """The frozen `listing` to the sealed `corpus`: a pass over units, the copies among all, and what both decide."""
     listing = run.table("listing")
     total, units = listing.sealed().rows, _units_of(listing)
     intake, fingerprint = run.table("intake"), _fingerprint(run, recipe, "intake", ["listing"])
@@ -85,20 +87,47 @@ def _units_of(listing: Table) -> int:
 
 def find_copies(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> Table:
     """Pairs of intake rows that show one photograph, or that their publisher says are one: the sealed `copies`."""
-    from factory.stages.copies import candidate_pairs, rows_of
-
     intake, table = run.table("intake"), run.table("copies")
     fingerprint = _fingerprint(run, recipe, "copies", ["intake"])
     table.require(fingerprint)
     if table.missing(1):
         import ray
 
-        pairs = ray.get(ray.remote(num_cpus=1)(candidate_pairs).remote(intake, recipe.corpus))
-        compared = _compared(run, pairs, pools)
-        table.commit(0, records.rows_to_table("copies", rows_of(pairs, compared, recipe.corpus)))
-        echo(f"copies      {len(pairs)} pairs compared")
+        from factory.stages import copies
+
+        # In a process of its own: it holds the descriptions of all images, which the driver need not.
+        pairs = ray.get(ray.remote(num_cpus=1)(copies.candidate_pairs).remote(intake))
+        likeness = _compared(intake, pairs, pools)
+        rows = copies.rows_of(intake, pairs, likeness, recipe.corpus)
+        table.commit(0, records.rows_to_table("copies", rows))
+        echo(f"copies      {len(rows)} of {pairs.num_rows} pairs that were compared")
     table.seal(1, fingerprint, {"intake": intake.digest()})
     return table
+
+
+def _compared(intake: Table, pairs: pa.Table, pools: Pools) -> NDArray[np.float32]:
+    """The likeness of each pair, in order."""
+    from factory.stages.copies import PAIRS_PER_TASK
+
+    found = np.zeros(pairs.num_rows, np.float32)
+    if not pairs.num_rows:
+        return found
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    numbered = pairs.append_column("pair", pa.array(range(pairs.num_rows)))
+    blocks = [numbered.slice(start, PAIRS_PER_TASK) for start in range(0, pairs.num_rows, PAIRS_PER_TASK)]
+    compared = ray.data.from_arrow(blocks).map_batches(
+        ComparePairs,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(pools.tasks, len(blocks)), max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=(intake,),
+        num_cpus=ACTOR_CPUS,
+    )
+    for batch in compared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        found[batch["pair"].to_numpy()] = batch["likeness"].to_numpy()
+    return found
 
 
 def caption(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
@@ -202,6 +231,18 @@ class IngestUnit(_UnitStage):
         part = self.part_of(unit // UNITS_PER_LISTING_PART)
         listed = part.filter(pc.field("unit") == unit).to_pylist()
         return records.rows_to_table("intake", self.curate([Entry.from_row(row) for row in listed]))
+
+
+class ComparePairs:
+    """Pairs of intake rows to their likeness, by the number of the pair."""
+
+    def __init__(self, intake: Table) -> None:
+        from factory.stages.copies import CompareCopies
+
+        self.compare = CompareCopies(intake)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.table({"pair": batch["pair"], "likeness": self.compare(batch)})
 
 
 class SettleUnit(_UnitStage):

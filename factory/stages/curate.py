@@ -23,7 +23,7 @@ from factory import corpora, records, taxonomy
 from factory.corpora.base import EXCLUDED_LABEL, Entry, Loaded
 from factory.images import RGB, ImageProblem, Mask, decode_mask, decode_rgb, encode_mask, encode_png, resized
 from factory.quality.attributes import estimate_mask
-from factory.quality.copies import keys_of, packed
+from factory.quality.copies import describe, packed
 from factory.quality.skin_tone import ita, vignette_mask
 from factory.recipe import CorpusSection
 
@@ -108,14 +108,14 @@ def _stored(rgb: RGB, mask: Mask | None, scale: int, mask_source: str) -> Row:
     height, width = (round(side * scale / short) for side in rgb.shape[:2])
     rgb = np.ascontiguousarray(resized(rgb, width, height))
     identifier = records.record_id(rgb)
-    small = _at_most(rgb, MEASURED_SIDE)
-    lesion = estimate_mask(small)
+    small = np.asarray(resized(rgb, *measured_size(rgb)))
     stored: Row = {
         "record_id": identifier, "image": records.image_struct(encode_png(rgb), f"{identifier}.png"),
         "mask": None, "mask_source": None, "width": width, "height": height, "scale": scale,
-        "copy_keys": packed(keys_of(small, lesion)), "black_border": black_border(small),
+        "copy_keys": packed(describe(small)), "black_border": black_border(small),
         "vignette": float(vignette_mask(small).mean()),
     }  # fmt: skip
+    lesion = None
     if mask is not None:
         mask = np.asarray(resized(mask, width, height))
         # A speck can vanish on the way down; it is then as empty as a mask that was published empty.
@@ -123,7 +123,7 @@ def _stored(rgb: RGB, mask: Mask | None, scale: int, mask_source: str) -> Row:
         if mask.any():
             stored["mask"] = records.image_struct(encode_mask(mask), f"{identifier}-mask.png")
             lesion = np.asarray(resized(mask, small.shape[1], small.shape[0]))
-    angle = ita(small, lesion)
+    angle = ita(small, estimate_mask(small) if lesion is None else lesion)
     return stored | {"ita": None if np.isnan(angle) else angle}
 
 
@@ -135,11 +135,12 @@ def _with_skin_type(row: Row) -> Row:
     return row
 
 
-def _at_most(rgb: RGB, side: int) -> RGB:
-    """The picture, reduced until its short side is at most `side`."""
-    short = min(rgb.shape[:2])
-    height, width = (round(length * side / short) for length in rgb.shape[:2])
-    return rgb if short <= side else np.ascontiguousarray(resized(rgb, width, height))
+def measured_size(rgb: RGB) -> tuple[int, int]:
+    """Width and height at which a stored image is measured and compared: its own, or with `MEASURED_SIDE` as the short
+    side."""
+    height, width = rgb.shape[:2]
+    shrink = min(1.0, MEASURED_SIDE / min(height, width))
+    return round(width * shrink), round(height * shrink)
 
 
 def black_border(rgb: RGB) -> float:

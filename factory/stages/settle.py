@@ -26,8 +26,8 @@ from factory import records
 from factory.recipe import CorpusSection
 
 LIGHT_COLUMNS = (
-    "row_id", "record_id", "source", "source_id", "patient_id", "lesion_id", "split", "diagnosis", "mask_source", "scale",
-    "outcome", "reason",
+    "row_id", "record_id", "source", "source_id", "patient_id", "lesion_id", "split", "diagnosis", "mask_source",
+    "scale", "outcome", "reason",
 )  # fmt: skip
 # How a pair of copies is known.
 PUBLISHED, NEAR = "published", "near"
@@ -47,8 +47,8 @@ def settle(light: pa.Table, copies: pa.Table, section: CorpusSection) -> pa.Tabl
     return pa.table({
         "row_id": light["row_id"],
         "group_id": pa.array(groups, pa.string()),
-        "split": pa.array(np.where(accepted & ~lost, splits, None), pa.string()),
-        "duplicate_of": pa.array(np.where(lost, row_ids[kept], None), pa.string()),
+        "split": pa.array(splits, pa.string(), mask=~accepted | lost),
+        "duplicate_of": pa.array(row_ids[kept], pa.string(), mask=~lost),
         "outcome": pa.array(outcomes, pa.string()),
         "reason": pa.array(np.where(lost, reasons, _text(light, "reason")), pa.string()),
     })  # fmt: skip
@@ -75,7 +75,7 @@ def assign_splits(
     """A split per row, the same for a whole group."""
     names, members = np.unique(groups.astype(str), return_inverse=True)
     has = {split: np.bincount(members, hints == split, len(names)) > 0 for split in ("test", "val", "train")}
-    sizes = np.bincount(members, accepted, len(names))
+    sizes = np.bincount(members, accepted, len(names)).astype(np.float64)
     chance = np.array([int(records.digest("split", name)[:13], 16) / 16**13 for name in names])
     splits = np.full(len(names), "train", dtype=object)
     strata = _strata(members, diagnoses, accepted, len(names))

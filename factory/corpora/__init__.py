@@ -29,6 +29,16 @@ def reader(name: str) -> ModuleType:
     return importlib.import_module(f"factory.corpora.{name.replace('-', '_')}")
 
 
+def described() -> list[str]:
+    """What `factory ingest --list` prints: each reader with its title, the layout it expects and its licence."""
+    lines = []
+    for name in READERS:
+        about = reader(name).ABOUT
+        layout = about.layout if about.verified else f"{about.layout} (unverified)"
+        lines += [f"{name:<15} {about.title}; {about.domain}; {about.licence}", f"{'':<15} {layout}"]
+    return lines
+
+
 def list_entries(section: CorpusSection, policy: Policy | None = None) -> Iterator[Entry]:
     """Every entry of every source of a recipe, judged, in the order of (source, source_id); phantoms where none is
     named. Raises ValueError for a label without a meaning and for an id that a source has twice."""

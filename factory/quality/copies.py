@@ -180,11 +180,11 @@ def unpacked(column: pa.Array | pa.ChunkedArray) -> Description:
 # --------------------------------------------------------------------------------------------------- candidates
 
 TREE_DIMS = 14
-TREE_RADIUS, KEY_RADIUS = 0.20, 0.30  # of keys of unit length
-SURE_RADIUS = 0.12  # so close, one frame is enough; else two frames must agree
-_NEIGHBOURS = 12
+TREE_RADIUS, KEY_RADIUS = 0.25, 0.35  # of keys of unit length
+_NEIGHBOURS = 8
+_DISTINCT = 0.7  # a match this much closer than the last neighbour stands for itself (Lowe 2004)
 _CHUNK = 65_536
-_SCALE_SLACK, _PLACE_SLACK = 0.2, 0.25  # log of the scale; shares of a frame's half side
+_PLACE_SLACK, _SCALE_SLACK = 0.15, 0.35  # of the way between two blobs; of the log of their frames' ratio
 
 
 class Candidates(NamedTuple):
@@ -197,66 +197,84 @@ class Candidates(NamedTuple):
     symmetry: Ints
 
 
+class _Matches(NamedTuple):
+    """Close keys of different images, (M,): p's frame is q's under a symmetry."""
+
+    p: Ints
+    q: Ints
+    symmetry: Ints
+    distance: Floats
+    distinct: NDArray[np.bool_]
+
+    def where(self, chosen: NDArray[Any]) -> _Matches:
+        return _Matches(*(column[chosen] for column in self))
+
+
 def candidates(described: Description) -> Candidates:
     """Pairs of images, of descriptions (N, F, ...), that may be copies; `likeness` decides."""
+    if not len(described.keys):
+        return Candidates(*(np.zeros(0, np.int64) for _ in Candidates._fields))
     rows, frames = np.nonzero(np.isfinite(described.keys[..., 0].astype(np.float32)))
-    keys = described.keys[rows, frames].astype(np.float32)
-    matches = _matches(keys, rows)
-    if not len(matches[0]):
-        return Candidates(*(np.zeros(0, np.int64) for _ in range(5)))
-    p, q, symmetry, distance = (np.concatenate(column) for column in zip(*matches, strict=True))
-    swap = rows[p] > rows[q]
-    p, q, symmetry = np.where(swap, q, p), np.where(swap, p, q), np.where(swap, _INVERSE[symmetry], symmetry)
-    sure = distance < SURE_RADIUS
-    agreed = _agreed(rows, described.frames[rows, frames].astype(np.float32), p, q, symmetry)
-    p, q, symmetry, distance = (values[sure | agreed] for values in (p, q, symmetry, distance))
-    order = np.lexsort((distance, rows[q], rows[p]))
-    pair = np.stack([rows[p[order]], rows[q[order]]])
-    first = order[np.flatnonzero(np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)])] if len(order) else order
-    return Candidates(rows[p[first]], rows[q[first]], frames[p[first]], frames[q[first]], symmetry[first])
+    found = _matches(described.keys[rows, frames].astype(np.float32), rows)
+    swap = rows[found.p] > rows[found.q]
+    found = found._replace(
+        p=np.where(swap, found.q, found.p), q=np.where(swap, found.p, found.q),
+        symmetry=np.where(swap, _INVERSE[found.symmetry], found.symmetry),
+    )  # fmt: skip
+    found = found.where(found.distinct | _agreed(rows, described.frames[rows, frames].astype(np.float32), found))
+    found = found.where(np.lexsort((found.distance, rows[found.q], rows[found.p])))
+    pair = np.stack([rows[found.p], rows[found.q]])
+    new = np.ones(pair.shape[1], bool)
+    new[1:] = (pair[:, 1:] != pair[:, :-1]).any(axis=0)  # of a pair's matches the closest
+    found = found.where(new)
+    return Candidates(rows[found.p], rows[found.q], frames[found.p], frames[found.q], found.symmetry)
 
 
-def _matches(keys: Floats, rows: Ints) -> list[tuple[Ints, Ints, Ints, Floats]]:
-    """(p, q, symmetry that turns q into p, distance) of close keys (M, D) of different images."""
+def _matches(keys: Floats, rows: Ints) -> _Matches:
+    """The nearest keys of other images, for each key (M, D)."""
     points = invariants(keys)[:, :TREE_DIMS]
     tree, found = cKDTree(points), []
     for start in range(0, len(points), _CHUNK):
-        _, near = tree.query(
+        distances, near = tree.query(
             points[start : start + _CHUNK], k=_NEIGHBOURS + 1, distance_upper_bound=TREE_RADIUS, workers=-1
         )
         i, j = np.nonzero(near < len(points))
         p, q = i + start, near[i, j]
-        p, q = p[rows[p] != rows[q]], q[rows[p] != rows[q]]
-        if len(p):
-            distances = np.stack([np.linalg.norm(turned(keys[q], k) - keys[p], axis=1) for k in range(8)])  # (8, M)
-            symmetry = distances.argmin(axis=0)
-            distance = distances[symmetry, np.arange(len(p))]
-            close = distance < KEY_RADIUS
-            found.append((p[close], q[close], symmetry[close].astype(np.int64), distance[close].astype(np.float32)))
-    return found
+        last = np.minimum(distances[i, -1], TREE_RADIUS)
+        other = rows[p] != rows[q]
+        found.append(_turned_alike(keys, p[other], q[other], (distances[i, j] < _DISTINCT * last)[other]))
+    return _Matches(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _agreed(rows: Ints, frames: Floats, p: Ints, q: Ints, symmetry: Ints) -> NDArray[np.bool_]:
-    """Which matches another match of the same two images confirms: same symmetry, scale and place."""
+def _turned_alike(keys: Floats, p: Ints, q: Ints, distinct: NDArray[np.bool_]) -> _Matches:
+    """Of pairs of keys, those that are close in one of their 8 symmetries, and which."""
+    distances = np.stack([np.linalg.norm(turned(keys[q], k) - keys[p], axis=1) for k in range(8)])  # (8, M)
+    symmetry = distances.argmin(axis=0)
+    distance = distances[symmetry, np.arange(len(p))]
+    return _Matches(p, q, symmetry, distance, distinct).where(distance < KEY_RADIUS)
+
+
+def _agreed(rows: Ints, frames: Floats, found: _Matches) -> NDArray[np.bool_]:
+    """Which matches of blobs another match of the same two images confirms: the way from one blob to the other is the
+    same in both images, but for the symmetry and the scale."""
+    p, q = found.p, found.q
+    scale = np.log(np.maximum(frames[p, 2], 1e-3) / np.maximum(frames[q, 2], 1e-3))
     blobs = (frames[p, 2] > 0) & (frames[q, 2] > 0)
-    scale = np.log(np.where(blobs, frames[p, 2], 1) / np.where(blobs, frames[q, 2], 1))
-    turn = _MATRICES[symmetry]  # (M, 2, 2), about the origin, in pixels of b's own frame
-    place = frames[p, :2] - np.exp(scale)[:, None] * np.einsum("mij,mj->mi", turn, frames[q, :2])
-    order = np.lexsort((scale, symmetry, rows[q], rows[p]))
-    group = np.stack([rows[p], rows[q], symmetry])[:, order]
+    order = np.lexsort((scale, found.symmetry, rows[q], rows[p]))
+    group = np.stack([rows[p], rows[q], found.symmetry])[:, order]
     agreed = np.zeros(len(p), bool)
-    for ahead in range(1, 2 * FRAMES):
-        if ahead >= len(order):
-            break
+    for ahead in range(1, min(2 * FRAMES, len(order))):
         first, second = order[:-ahead], order[ahead:]
-        reach = _PLACE_SLACK * np.minimum(frames[p[first], 2], frames[p[second], 2])
-        both = (
-            (group[:, ahead:] == group[:, :-ahead]).all(axis=0)
-            & blobs[first] & blobs[second] & (p[first] != p[second]) & (q[first] != q[second])
-            & (np.abs(scale[first] - scale[second]) < _SCALE_SLACK)
-            & (np.linalg.norm(place[first] - place[second], axis=1) < reach)
-        )  # fmt: skip
-        agreed[first[both]] = agreed[second[both]] = True
+        same = (group[:, ahead:] == group[:, :-ahead]).all(axis=0) & blobs[first] & blobs[second]
+        first, second = first[same], second[same]
+        way_a = frames[p[first], :2] - frames[p[second], :2]
+        way_b = frames[q[first], :2] - frames[q[second], :2]
+        ratio = np.exp((scale[first] + scale[second]) / 2)
+        expected = ratio[:, None] * np.einsum("mij,mj->mi", _MATRICES[found.symmetry[first]], way_b)
+        length = np.linalg.norm(way_a, axis=1)
+        fits = (np.linalg.norm(way_a - expected, axis=1) < _PLACE_SLACK * length) & (length > 0)
+        fits &= np.abs(scale[first] - scale[second]) < _SCALE_SLACK
+        agreed[first[fits]] = agreed[second[fits]] = True
     return agreed
 
 
@@ -280,41 +298,80 @@ _INVERSE = np.array([int(np.abs(_MATRICES @ matrix - np.eye(2)).sum(axis=(1, 2))
 
 # ----------------------------------------------------------------------------------------------------- likeness
 
-_DETAIL_SIDE, _DETAIL_SIGMA = 64, 4.0
-_ALL_SEEN = np.ones((_DETAIL_SIDE, _DETAIL_SIDE), np.uint8)
-_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-5)
+_DETAIL_SIDE, _DETAIL_SIGMA = 72, 3.0  # px of the short side at which details are compared, and of what is left out
+_LEAST_CONTRAST, _LEAST_TOLD = 1.0, 100  # grey levels, and places that have them
+_MOST_STRETCH = 1.15  # by which the alignment may change what the frames said
+_PATCH = 11  # px of the side of the places that are compared
+_MARGIN = 4  # px of the overlap's edge that do not count
+_LEAST_OVERLAP = 0.2  # of the smaller image
+_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-4)
 
 
 def likeness(a: RGB, b: RGB, frame_a: Floats, frame_b: Floats, symmetry: int) -> float:
-    """How far two images agree in detail where their frames match: 1 the same photograph, 0 no relation.
+    """How far two images agree in detail where they overlap: 1 the same photograph, 0 no relation.
 
-    b's frame is turned by `symmetry`, aligned to a's by an affine map (ECC, Evangelidis and Psarakis 2008), and what a
-    Gaussian of 1/16 of the frame leaves of both is correlated.
+    The frames and the symmetry say where b lies on a; an affine map improves on that (ECC, Evangelidis and Psarakis
+    2008); then what a narrow Gaussian leaves of both is correlated over all of the overlap.
     """
-    first, second = _grey(a, frame_a), apply(_grey(b, frame_b), symmetry)
-    warp = np.eye(2, 3, dtype=np.float32)
+    first, grown_a = _grey(a)
+    second, grown_b = _grey(b)
+    place = _place(frame_a * grown_a, frame_b * grown_b, symmetry, first.shape, second.shape)
+    size, flags = first.shape[::-1], cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    laid = cv2.warpAffine(second, place, size, flags=flags)
+    seen: Floats = (cv2.warpAffine(np.ones_like(second), place, size, flags=flags) > 0.99).astype(np.uint8)
+    if seen.sum() < _LEAST_OVERLAP * min(first.size, second.size):
+        return 0.0
+    start: Floats = np.eye(2, 3, dtype=np.float32)
     try:
-        _, warp = cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, _STEPS, _ALL_SEEN, 5)
+        _, warp = cv2.findTransformECC(first, laid, start, cv2.MOTION_AFFINE, _STEPS, seen, 5)
     except cv2.error:  # it has no solution where one image is flat, or they share nothing
         return 0.0
-    size, flags = (_DETAIL_SIDE, _DETAIL_SIDE), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    seen = cv2.warpAffine(np.ones_like(second), warp, size, flags=flags) > 0.99
-    return _correlation(_detail(first)[seen], _detail(cv2.warpAffine(second, warp, size, flags=flags))[seen])
+    stretch = np.linalg.svd(warp[:, :2], compute_uv=False)
+    if stretch[0] > _MOST_STRETCH or stretch[1] < 1 / _MOST_STRETCH:
+        return 0.0
+    laid, seen = (cv2.warpAffine(image, warp, size, flags=flags) for image in (laid, seen))
+    inside = cv2.erode(seen, np.ones((2 * _MARGIN + 1,) * 2, np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=1)
+    return _agreement(_detail(first), _detail(laid), inside > 0)
 
 
-def _grey(rgb: RGB, frame: Floats) -> Floats:
+def _grey(rgb: RGB) -> tuple[Floats, float]:
+    """The lightness at the size of comparison, and how much larger that is than the image."""
     lightness = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    if frame[2] == 0:
-        return np.asarray(cv2.resize(lightness, (_DETAIL_SIDE, _DETAIL_SIDE), interpolation=cv2.INTER_AREA))
-    return _window(lightness, frame, _DETAIL_SIDE)
+    grown = _DETAIL_SIDE / min(lightness.shape)
+    size = (round(lightness.shape[1] * grown), round(lightness.shape[0] * grown))
+    return np.asarray(cv2.resize(lightness, size, interpolation=cv2.INTER_AREA)), grown
+
+
+def _place(
+    frame_a: Floats, frame_b: Floats, symmetry: int, shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+) -> Floats:
+    """(2, 3): from pixels of a to those of b, if b's frame is a's under the symmetry."""
+    half_a, half_b = (
+        np.full(2, frame[2]) if frame[2] > 0 else np.array(shape[1::-1]) / 2
+        for frame, shape in ((frame_a, shape_a), (frame_b, shape_b))
+    )
+    turn = np.diag(half_b) @ _MATRICES[_INVERSE[symmetry]] @ np.diag(1 / half_a)
+    # Frames count from the edge of the first pixel, warps from its middle.
+    shift = frame_b[:2] - 0.5 - turn @ (frame_a[:2] - 0.5)
+    return np.concatenate([turn, shift[:, None]], axis=1)
 
 
 def _detail(grey: Floats) -> Floats:
     return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), _DETAIL_SIGMA))
 
 
-def _correlation(a: Floats, b: Floats) -> float:
-    if a.size < _DETAIL_SIDE**2 // 4:
+def _agreement(a: Floats, b: Floats, inside: NDArray[np.bool_]) -> float:
+    """The median of the local correlations of two images' detail, wherever there is any: one strong edge that both
+    have, as that of a vignette, is not enough."""
+    if inside.sum() < _LEAST_OVERLAP * _DETAIL_SIDE**2 / 2:
         return 0.0
-    spread = float(a.std() * b.std())
-    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 1e-6 else 0.0
+    mean_a, mean_b = _local(a), _local(b)
+    power_a, power_b = _local(a * a) - mean_a**2, _local(b * b) - mean_b**2
+    contrast = np.sqrt(np.maximum(power_a * power_b, 0))
+    correlation = ((_local(a * b) - mean_a * mean_b) / np.maximum(contrast, 1e-3))[inside]
+    told = correlation[contrast[inside] > _LEAST_CONTRAST]
+    return float(np.median(told)) if len(told) >= _LEAST_TOLD else 0.0
+
+
+def _local(values: Floats) -> Floats:
+    return np.asarray(cv2.blur(values, (_PATCH, _PATCH)))

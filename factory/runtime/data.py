@@ -64,16 +64,18 @@ def freeze_listing(run: Run, recipe: Recipe) -> None:
 
     policy = Policy.read(recipe.corpus.labels)
     table, fingerprint = run.table("listing"), fingerprint_of(recipe, "listing", {}, {"labels": policy.digest()})
-    table.require(fingerprint)
     if table.manifest() is not None:
-        return
-    for part in table.parts():
-        run.store.delete(table.part_path(part))
-    parts, size = 0, recipe.corpus.unit_rows
+        return table.require(fingerprint)
+    size, parts = recipe.corpus.unit_rows, 0
     entries = enumerate(list_entries(recipe.corpus, policy))
-    while rows := [entry.to_row() | {"unit": k // size} for k, entry in islice(entries, size * UNITS_PER_LISTING_PART)]:
-        table.commit(parts, records.rows_to_table("listing", rows), row_group_by="unit")
-        parts += 1
+    chunks = iter(lambda: list(islice(entries, size * UNITS_PER_LISTING_PART)), [])
+    for parts, chunk in enumerate(chunks, start=1):
+        if parts == 1:  # nothing is written before the sources are known to be readable
+            table.require(fingerprint)
+            for part in table.parts():
+                run.store.delete(table.part_path(part))
+        rows = [entry.to_row() | {"unit": number // size} for number, entry in chunk]
+        table.commit(parts - 1, records.rows_to_table("listing", rows), row_group_by="unit")
     if not parts:
         raise ValueError("corpus.sources must hold at least one image, got none; name another folder.")
     table.seal(parts, fingerprint, {})

@@ -54,7 +54,7 @@ class CorpusSection(Section):
     scales: list[Annotated[int, Field(ge=16, le=2048)]] = [128, 256, 512]  # rungs; an image is stored at one
     frame: Literal["keep", "crop", "pad"] = "keep"  # the picture as it is, its central square, or padded to a square
     near_duplicates: Literal["reject", "group"] = "reject"  # of copies one stays, or all do in one group and split
-    min_likeness: Share = 0.6  # from which on two images are one photograph
+    min_likeness: Share = 0.75  # from which on two images are one photograph
     max_pixels: Count = 64_000_000  # a larger declared size is refused before it is decoded
     max_bytes: Count = 67_108_864
     unit_rows: Count = 256

@@ -12,8 +12,10 @@ import pytest
 from factory import phantom
 from factory.images import RGB
 from factory.quality import copies
+from factory.recipe import CorpusSection
 
 SIZE, COUNT = 128, 24
+ALIKE = CorpusSection().min_likeness
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +63,13 @@ def compared(pictures: list[RGB]) -> dict[tuple[int, int], float]:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_a_likely_copy_and_nothing_else_is(originals: list[RGB], change: str) -> None:
     scores = compared([*originals, *(CHANGES[change](rgb) for rgb in originals[:12])])
-    assert {pair for pair, score in scores.items() if score > 0.6} == {(k, COUNT + k) for k in range(12)}
+    assert {pair for pair, score in scores.items() if score >= ALIKE} == {(k, COUNT + k) for k in range(12)}
 
 
 def test_a_crop_lies_where_it_was_cut(originals: list[RGB]) -> None:
     cut = [encoded(rgb[10:122, 4:116]) for rgb in originals]
     scores = compared([*originals, *cut])
-    found = {pair for pair, score in scores.items() if score > 0.6}
+    found = {pair for pair, score in scores.items() if score >= ALIKE}
     assert found <= {(k, COUNT + k) for k in range(COUNT)} and len(found) >= 0.7 * COUNT
 
 

@@ -66,7 +66,7 @@ def phantom(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Draw a phantom corpus with its masks and its truth."""
-    from factory.corpora.phantoms import write_phantoms
+    from factory.corpora.phantom import write_phantoms
 
     write_phantoms(out, count, size, seed)
     typer.echo(f"phantoms    {count} in {out}, their truth in {out / 'truth.csv'}")
@@ -74,19 +74,32 @@ def phantom(
 
 @app.command()
 def ingest(
-    run: RunOption,
+    run: Annotated[str | None, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")] = None,
     corpus: Annotated[list[str] | None, typer.Option("--corpus", help="NAME=PATH; none means phantoms.")] = None,
+    readers: Annotated[
+        bool, typer.Option("--list", help="Print the readers and what each expects; nothing else.")
+    ] = False,
+    missing: Annotated[
+        bool, typer.Option("--allow-missing-images", help="Read a published table even where it has no image.")
+    ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
     """Sources to one clean, split corpus. Every row that is lost has a reason."""
-    sources = [_source(text) for text in corpus or []]
-    overrides = [*(set_ or []), *(f"corpus.sources.{name}={path}" for name, path in sources)]
-    _step(run, recipe, overrides, "ingest")
+    if readers:
+        from factory import corpora
+
+        return typer.echo("\n".join(corpora.described()))
+    if run is None:
+        raise ValueError("--run must name where the corpus goes, got nothing; for example --run runs/corpus.")
+    overrides = [*(set_ or []), *(f"corpus.sources.{name}={path}" for name, path in map(_source, corpus or []))]
+    _step(run, recipe, [*overrides, *(["corpus.allow_missing_images=true"] if missing else [])], "ingest")
 
 
 def _source(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
+    if name == "phantom":  # drawn, not read: what follows may be how many
+        return name, f'"{path}"'
     if not equals or not name or not path:
         raise ValueError(f"--corpus must be NAME=PATH, got {text!r}; for example --corpus isic2017=/data/isic2017.")
     return name, str(Path(path).expanduser().resolve()) if "://" not in path else path

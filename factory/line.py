@@ -57,11 +57,9 @@ def recipe_of(uri: str) -> Recipe | None:
 
 def ingest(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """Sources to the sealed corpus."""
-    from factory.corpora import list_entries
     from factory.runtime import cluster, data
 
-    if run.table("listing").manifest() is None:
-        list_entries(recipe.corpus)  # a path that is not there is said before a cluster is started
+    data.freeze_listing(run, recipe)  # a path that is not there is said before a cluster is started
     with cluster.connect() as resources:
         data.ingest(run, recipe, cluster.pools(resources, recipe), echo)
 
@@ -192,7 +190,7 @@ def evaluate(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
 
 def is_phantom(run: Run) -> bool:
     """Whether the whole corpus is phantoms, whose truth is known."""
-    return set(run.table("corpus").read(["source"])["source"].to_pylist()) == {"phantoms"}
+    return set(run.table("corpus").read(["source"])["source"].to_pylist()) == {"phantom"}
 
 
 def _evaluate_gate(run: Run, recipe: Recipe, echo: Echo) -> None:

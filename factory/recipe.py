@@ -48,8 +48,13 @@ class CorpusSection(Section):
 
     sources: dict[str, str] = {}  # reader name -> path; empty means phantoms
     phantoms: PhantomSection = PhantomSection()
+    labels: str | None = None  # a YAML file laid over the label policy, factory/labels.yaml
+    allow_missing_images: bool = False  # a published table may be read without its images
     min_side: Annotated[int, Field(ge=16)] = 128  # DermaFlux drops images whose shorter side is below this
     scales: list[Annotated[int, Field(ge=16, le=2048)]] = [128, 256, 512]  # rungs; an image is stored at one
+    frame: Literal["keep", "crop", "pad"] = "keep"  # the picture as it is, its central square, or padded to a square
+    near_duplicates: Literal["reject", "group"] = "reject"  # of copies one stays, or all do in one group and split
+    min_likeness: Share = 0.75  # from which on two images are one photograph
     max_pixels: Count = 64_000_000  # a larger declared size is refused before it is decoded
     max_bytes: Count = 67_108_864
     unit_rows: Count = 256
@@ -247,9 +252,16 @@ class Recipe(Section):
 
 # The sections (dotted) that each table's content depends on, beside its parents and weights.
 FINGERPRINTS: dict[str, tuple[str, ...]] = {
-    "listing": ("corpus.sources", "corpus.phantoms", "corpus.unit_rows"),
-    "intake": ("corpus",),
-    "corpus": ("corpus",),
+    "listing": (
+        "corpus.sources",
+        "corpus.phantoms",
+        "corpus.labels",
+        "corpus.allow_missing_images",
+        "corpus.unit_rows",
+    ),
+    "intake": ("corpus.min_side", "corpus.scales", "corpus.frame", "corpus.max_pixels", "corpus.max_bytes"),
+    "copies": ("corpus.min_likeness",),
+    "corpus": ("corpus.near_duplicates", "corpus.val_share", "corpus.test_share"),
     "captions": ("caption",),
     "plan": ("plan",),
     "samples": ("synthesize.slots", "synthesize.num_threads", "synthesize.keep_rejected", "synthesize.solver", "gate"),

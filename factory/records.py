@@ -28,10 +28,17 @@ _OUTCOME_FIELDS = [("outcome", pa.string()), ("reason", pa.string())]
 _CORPUS = [
     ("row_id", pa.string()), ("record_id", pa.string()), ("source", pa.string()), ("source_id", pa.string()),
     ("image", IMAGE), ("mask", IMAGE), ("mask_source", pa.string()), ("modality", pa.string()),
-    ("diagnosis", pa.string()), ("confirmation", pa.string()), ("malignant", pa.bool_()),
+    # The publisher's own label, and what the label policy makes of it.
+    ("label", pa.string()), ("domain", pa.string()), ("diagnosis", pa.string()), ("malignant", pa.bool_()),
+    ("ham7", pa.string()), ("stated_malignant", pa.bool_()), ("confirmation", pa.string()),
+    # Each scale has its own words; `ita` is measured in degrees whatever else is known.
     ("skin_type", pa.string()), ("skin_type_scale", pa.string()), ("skin_type_source", pa.string()),
-    ("site", pa.string()), ("age", pa.float32()), ("sex", pa.string()), ("diameter_mm", pa.float32()),
+    ("ita", pa.float32()), ("site", pa.string()), ("age", pa.float32()), ("sex", pa.string()),
+    ("diameter_mm", pa.float32()),
     ("patient_id", pa.string()), ("lesion_id", pa.string()), ("group_id", pa.string()), ("split", pa.string()),
+    ("duplicate_of", pa.string()), ("source_width", pa.int32()), ("source_height", pa.int32()),
+    ("black_border", pa.float32()), ("vignette", pa.float32()), ("expert_asymmetry", pa.float32()),
+    ("expert_colors", pa.list_(pa.string())),
     ("width", pa.int32()), ("height", pa.int32()), ("scale", pa.int32()), ("licence", pa.string()),
     # What a phantom knows about itself; null for real images.
     ("true_asymmetry", pa.float32()), ("true_border_irregularity", pa.float32()), ("true_color_count", pa.int32()),
@@ -86,12 +93,32 @@ def _feature(dtype: pa.DataType) -> object:
     return {"dtype": names.get(dtype, str(dtype)), "_type": "Value"}
 
 
-_LISTING = [("unit", pa.int32()), ("source", pa.string()), ("source_id", pa.string())]
+# A source entry as its reader listed it (corpora/base.Entry): paths as bytes, labels as judged.
+_LISTING = [
+    ("unit", pa.int32()), ("source", pa.string()), ("source_id", pa.string()), ("licence", pa.string()),
+    ("modality", pa.string()), ("image", pa.binary()), ("mask", pa.binary()), ("member", pa.string()),
+    ("label", pa.string()), ("problem", pa.string()), ("domain", pa.string()), ("diagnosis", pa.string()),
+    ("malignant", pa.bool_()), ("ham7", pa.string()), ("excluded", pa.string()), ("stated_malignant", pa.bool_()),
+    ("confirmation", pa.string()), ("skin_type", pa.string()), ("skin_type_scale", pa.string()),
+    ("skin_type_source", pa.string()), ("site", pa.string()), ("age", pa.float32()), ("sex", pa.string()),
+    ("diameter_mm", pa.float32()), ("patient_id", pa.string()), ("lesion_id", pa.string()), ("same_as", pa.string()),
+    ("expert_asymmetry", pa.float32()), ("expert_colors", pa.list_(pa.string())), ("split_hint", pa.string()),
+]  # fmt: skip
+# The corpus before its second pass, which needs all rows: with what copies are found by (see quality/copies).
+_INTAKE = [*_CORPUS, ("same_as", pa.string()), ("copy_keys", pa.binary())]
 
-LISTING, CORPUS, CAPTIONS, PLAN, SAMPLES = (_schema(f) for f in (_LISTING, _CORPUS, _CAPTIONS, _PLAN, _SAMPLES))
-# `intake` is the corpus before its second pass, which needs all rows: groups, splits, exact duplicates.
+# Pairs of intake rows, by position and by id, that show one photograph: `near`, or `published` as such.
+_COPIES = [
+    ("a", pa.int64()), ("b", pa.int64()), ("row_id_a", pa.string()), ("row_id_b", pa.string()),
+    ("source_a", pa.string()), ("source_b", pa.string()), ("kind", pa.string()), ("likeness", pa.float32()),
+]  # fmt: skip
+
+LISTING, INTAKE, COPIES, CORPUS, CAPTIONS, PLAN, SAMPLES = (
+    _schema(fields) for fields in (_LISTING, _INTAKE, _COPIES, _CORPUS, _CAPTIONS, _PLAN, _SAMPLES)
+)
 SCHEMAS: dict[str, pa.Schema] = {
-    "listing": LISTING, "intake": CORPUS, "corpus": CORPUS, "captions": CAPTIONS, "plan": PLAN, "samples": SAMPLES,
+    "listing": LISTING, "intake": INTAKE, "copies": COPIES, "corpus": CORPUS, "captions": CAPTIONS, "plan": PLAN,
+    "samples": SAMPLES,
 }  # fmt: skip
 
 

@@ -139,7 +139,8 @@ class Run:
     # Checking.
 
     def verify(self) -> list[str]:
-        """Every problem of every sealed table, and every child whose parent is no longer what it was made from."""
+        """Every problem of every sealed table, every child whose parent is no longer what it was made from, and every
+        group of the corpus that lies in more than one split."""
         names = self.tables()
         problems = [problem for name in names for problem in self.table(name).verify()]
         manifests = {name: manifest for name in names if (manifest := self._trusted(name)) is not None}
@@ -151,7 +152,19 @@ class Run:
                         f"{name} was made from {parent} {digest[:12]}, which is not what {self.uri} holds now; "
                         f"remove {name} and make it again, or restore {parent}"
                     )
-        return problems
+        return problems if problems or "corpus" not in manifests else self._leaks()
+
+    def _leaks(self) -> list[str]:
+        """Groups of accepted rows that cross splits: what is learned of one split would be known in the other."""
+        held = (
+            self.table("corpus").read(["group_id", "split"]).drop_null().group_by(["group_id", "split"]).aggregate([])
+        )
+        shared = [pair for pair in held["group_id"].value_counts().to_pylist() if pair["counts"] > 1]
+        return [
+            f"corpus has group {pair['values']} in {pair['counts']} splits; remove {self.uri}/corpus and "
+            f"{self.uri}/.parts/corpus and run `factory ingest --run {self.uri}` again"
+            for pair in shared
+        ]
 
     def _trusted(self, name: str) -> Manifest | None:
         try:

@@ -1,29 +1,18 @@
 """Closed vocabularies: what a diagnosis, a site, a skin type and a modality may be called.
 
-Everything that enters a table uses these words or is refused by name, so that no later step has to guess. The
-benign/malignant policy sits beside the diagnoses it judges. Actinic keratosis is malignant here only as the
-mixed class that HAM10000 publishes (`ak_iec_mixed`, which contains intraepithelial carcinoma).
+Everything that enters a table uses these words or is refused by name, so that no later step has to guess. What a
+diagnosis counts as is the label policy's to say (`labels.yaml`).
 """
 
 from __future__ import annotations
 
 import difflib
 
-MALIGNANT: dict[str, bool] = {
-    "nevus": False,
-    "melanoma": True,
-    "seborrheic_keratosis": False,
-    "basal_cell_carcinoma": True,
-    "squamous_cell_carcinoma": True,
-    "bowen_disease": True,
-    "actinic_keratosis": False,
-    "ak_iec_mixed": True,
-    "dermatofibroma": False,
-    "vascular": False,
-    "other_benign": False,
-    "other_malignant": True,
-}
-DIAGNOSES: tuple[str, ...] = tuple(MALIGNANT)
+from factory import labels
+
+DIAGNOSES: tuple[str, ...] = labels.default().diagnoses("dermatology")
+# Every word that `corpus.diagnosis` may hold; only dermatology's are generated.
+ALL_DIAGNOSES: tuple[str, ...] = tuple(name for domain in labels.DOMAINS for name in labels.default().diagnoses(domain))
 
 # What a reader of a caption or a report sees.
 DIAGNOSIS_NAMES: dict[str, str] = {
@@ -39,13 +28,19 @@ ITA_BOUNDS: tuple[float, ...] = (55.0, 41.0, 28.0, 10.0, -30.0)
 SKIN_WORDS: dict[str, str] = {
     "I": "very light", "II": "light", "III": "intermediate", "IV": "tan", "V": "brown", "VI": "dark",
 }  # fmt: skip
-SKIN_TYPE_SCALES: tuple[str, ...] = ("fst", "ddi", "milk10k", "ita")
+# What a skin type is stated in; each scale has its own words and none is turned into another.
+SKIN_TYPE_WORDS: dict[str, tuple[str, ...]] = {
+    "fst": SKIN_TYPES, "ddi": ("12", "34", "56"), "milk10k": ("0", "1", "2", "3", "4", "5"), "ita": SKIN_TYPES,
+}  # fmt: skip
+SKIN_TYPE_SCALES: tuple[str, ...] = tuple(SKIN_TYPE_WORDS)
 
-MODALITIES: tuple[str, ...] = ("dermoscopic", "clinical", "tbp_tile")
+MODALITIES: tuple[str, ...] = ("dermoscopic", "clinical", "tbp_tile", "colonoscopy", "fundus")
+# How a diagnosis was confirmed.
+CONFIRMATIONS: tuple[str, ...] = ("histology", "confocal", "follow_up", "consensus", "clinical", "none")
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 SITES: tuple[str, ...] = (
     "head_neck", "anterior_torso", "posterior_torso", "lateral_torso", "upper_extremity", "lower_extremity",
-    "palms_soles", "oral_genital",
+    "torso", "palms_soles", "hand", "foot", "oral_genital",
 )  # fmt: skip
 
 # The six colours of dermoscopy (the ABCD rule's), in the order captions name them.
@@ -55,9 +50,9 @@ COLOR_ALIASES: dict[str, str] = {"brown": "dark-brown", "tan": "light-brown", "b
 LEVELS: tuple[str, ...] = ("low", "medium", "high")
 
 
-def is_malignant(diagnosis: str) -> bool:
-    """Whether the policy counts this diagnosis as malignant."""
-    return MALIGNANT[check(diagnosis, DIAGNOSES, "diagnosis")]
+def is_malignant(diagnosis: str) -> bool | None:
+    """Whether our policy counts this diagnosis as malignant; None where the question does not arise."""
+    return labels.default().malignant(check(diagnosis, ALL_DIAGNOSES, "diagnosis"))
 
 
 def diagnosis_name(diagnosis: str) -> str:

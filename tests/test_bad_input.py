@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from factory import images, line
-from factory.corpora.phantoms import write_phantoms
+from factory.corpora.phantom import write_phantoms
 from factory.run import Run
 from factory.storage import StorageError
 
@@ -151,7 +151,7 @@ def damaged(ingested: Path, tmp_path: Path) -> Path:
 def test_verify_is_content_with_what_was_sealed(damaged: Path, factory_command: Command) -> None:
     done = factory_command("verify", "--run", damaged)
     assert (done.status, done.err) == (0, "")
-    assert done.out.startswith("verified    listing, intake, corpus")
+    assert done.out.startswith("verified    listing, intake, copies, corpus")
 
 
 @pytest.mark.parametrize("harm", ["truncated", "removed", "edited"])

@@ -11,103 +11,54 @@ Source: Codella et al. 2018, arXiv:1710.05006; licence CC0-1.0.
 
 from __future__ import annotations
 
-import csv
+import heapq
+from collections.abc import Iterator
 from pathlib import Path
 
-from factory.corpora.base import CONTRADICTORY_LABELS, MISSING_IMAGE, MISSING_LABEL, ORPHAN_MASK, Entry
+from factory.corpora import published
+from factory.corpora.base import MISSING_LABEL, Entry
 from factory.recipe import CorpusSection
 
+ABOUT = published.About(
+    title="ISIC 2017",
+    layout="ISIC-2017_Training_Data/, ISIC-2017_Training_Part1_GroundTruth/, ISIC-2017_Training_Part3_GroundTruth.csv, "
+    "and the same for Validation and Test_v2",
+    licence="CC0-1.0",
+    verified=True,
+)
 _HINTS = {"Training": "train", "Validation": "test", "Test_v2": "test"}
-_LABELS = ("image_id", "melanoma", "seborrheic_keratosis")
+_FLAGS = ("melanoma", "seborrheic_keratosis")
 _METADATA = ("image_id", "age_approximate", "sex")
-_MASK_ENDING = "_segmentation"
 
 
-def entries(path: str, section: CorpusSection) -> list[Entry]:
-    """Every image, mask or label row of every phase under `path`, sorted by id; nothing is decoded."""
-    root = Path(path)
-    phases = [phase for phase in _HINTS if _images_dir(root, phase).is_dir()]
-    if not phases:
-        wanted = " or ".join(_images_dir(root, phase).name for phase in _HINTS)
-        raise ValueError(
-            f"corpus.sources.isic2017 must be a folder that holds {wanted}, got {path!r}; "
-            "unpack the published archives side by side and give the folder they are in."
-        )
-    found = [entry for phase in phases for entry in _phase(root, phase)]
-    return sorted(found, key=lambda entry: entry.source_id)
+def entries(path: str, section: CorpusSection) -> Iterator[Entry]:
+    """Every image, mask or label row of every phase, by id; nothing is decoded."""
+    root = published.folder(path, "isic2017", *(f"ISIC-2017_{phase}_Data" for phase in _HINTS))
+    there = [phase for phase in _HINTS if (root / f"ISIC-2017_{phase}_Data").is_dir()]
+    yield from heapq.merge(*(_phase(root, phase, section) for phase in there), key=lambda entry: entry.source_id)
 
 
-def _phase(root: Path, phase: str) -> list[Entry]:
-    images = {file.stem: file for file in _images_dir(root, phase).glob("ISIC_*.jpg")}
-    masks_dir = root / f"ISIC-2017_{phase}_Part1_GroundTruth"
-    masks = {file.stem.removesuffix(_MASK_ENDING): file for file in masks_dir.glob(f"ISIC_*{_MASK_ENDING}.png")}
-    labels = _table(root / f"ISIC-2017_{phase}_Part3_GroundTruth.csv", _LABELS)
-    metadata_file = _images_dir(root, phase) / f"ISIC-2017_{phase}_Data_metadata.csv"
-    metadata = _table(metadata_file, _METADATA) if metadata_file.exists() else {}
-    return [
-        _entry(name, images.get(name), masks.get(name), labels.get(name), metadata.get(name, {}), _HINTS[phase])
-        for name in sorted({*images, *masks, *labels})
-    ]
+def _phase(root: Path, phase: str, section: CorpusSection) -> Iterator[Entry]:
+    directory, file = root / f"ISIC-2017_{phase}_Data", root / f"ISIC-2017_{phase}_Part3_GroundTruth.csv"
+    rows = published.by_key(published.table(file, ("image_id", *_FLAGS)), "image_id", file)
+    metadata = _metadata(directory / f"{directory.name}_metadata.csv")
+    images = published.images_in(section, "isic2017", directory, endings=(".jpg",))
+    masks = published.masks_in(root / f"ISIC-2017_{phase}_Part1_GroundTruth", ending="_segmentation")
+    for name, image, mask, row, problem in published.paired(images, masks, rows):
+        label, doubt = (None, None) if row is None else _label(row, file)
+        known = metadata.get(name, {})
+        yield Entry(
+            source="isic2017", source_id=name, licence=ABOUT.licence, modality="dermoscopic", image=image, mask=mask,
+            label=label, problem=problem or doubt, age=published.number(known.get("age_approximate")),
+            sex=published.known(known.get("sex")), split_hint=_HINTS[phase],
+        )  # fmt: skip
 
 
-def _entry(
-    name: str, image: Path | None, mask: Path | None, label: dict[str, str] | None, about: dict[str, str], hint: str
-) -> Entry:
-    diagnosis, problem = (None, MISSING_LABEL) if label is None else _diagnosis(label)
-    if image is None:
-        problem = ORPHAN_MASK if label is None else MISSING_IMAGE
-    sex = about.get("sex", "unknown")
-    return Entry(
-        source="isic2017", source_id=name, licence="CC0-1.0", modality="dermoscopic", image=image, mask=mask,
-        problem=problem, diagnosis=diagnosis, age=_age(about), sex=None if sex == "unknown" else sex, split_hint=hint,
-    )  # fmt: skip
+def _label(row: published.Row, file: Path) -> tuple[str | None, str | None]:
+    """The label and the problem of a Part 3 row, where neither flag means a nevus."""
+    label, problem = published.one_hot(row, _FLAGS, file, "image_id")
+    return ("nevus", None) if problem == MISSING_LABEL else (label, problem)
 
 
-def _diagnosis(label: dict[str, str]) -> tuple[str | None, str | None]:
-    """Diagnosis and problem of a Part 3 row."""
-    flags = []
-    for column in _LABELS[1:]:
-        if label[column].strip() not in ("0", "0.0", "1", "1.0"):
-            raise ValueError(
-                f"{column} of {label['image_id']} must be 0 or 1, got {label[column]!r}; "
-                "download the Part 3 table again."
-            )
-        flags.append(float(label[column]) == 1.0)
-    if all(flags):
-        return None, CONTRADICTORY_LABELS
-    return ("melanoma" if flags[0] else "seborrheic_keratosis" if flags[1] else "nevus"), None
-
-
-def _age(about: dict[str, str]) -> float | None:
-    text = about.get("age_approximate", "unknown").strip()
-    return float(text) if text.replace(".", "", 1).isdigit() else None
-
-
-def _table(file: Path, columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Rows of a published CSV by image id."""
-    if not file.is_file():
-        raise ValueError(
-            f"corpus.sources.isic2017 must hold {file.name}, got a folder without it ({file.parent}); "
-            "download the table beside the images."
-        )
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(
-                f"{file.name} must have the columns {', '.join(columns)}, got a table without {', '.join(missing)}; "
-                "download it again."
-            )
-        rows: dict[str, dict[str, str]] = {}
-        for row in reader:
-            complete = {column: row[column] or "" for column in columns}
-            if rows.setdefault(complete["image_id"], complete) != complete:
-                raise ValueError(
-                    f"{file.name} must describe an image once, got two different rows for {complete['image_id']}; "
-                    "remove the wrong one."
-                )
-    return rows
-
-
-def _images_dir(root: Path, phase: str) -> Path:
-    return root / f"ISIC-2017_{phase}_Data"
+def _metadata(file: Path) -> dict[str, published.Row]:
+    return published.by_key(published.table(file, _METADATA), "image_id", file) if file.exists() else {}

@@ -79,9 +79,10 @@ def pictures(table: pa.Table, id_column: str, image_size: int) -> Pictures:
 
 
 def _malignant(row: dict[str, object]) -> int:
-    if row.get("malignant") is not None:
-        return int(bool(row["malignant"]))
-    return UNKNOWN if row["diagnosis"] is None else int(taxonomy.is_malignant(str(row["diagnosis"])))
+    known = row.get("malignant")
+    if known is None and row["diagnosis"] is not None:
+        known = taxonomy.is_malignant(str(row["diagnosis"]))
+    return UNKNOWN if known is None else int(bool(known))
 
 
 @dataclass(frozen=True)

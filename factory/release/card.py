@@ -44,7 +44,7 @@ def render_card(
     header = yaml.safe_dump(card_header(section, shards, verdict), sort_keys=False, allow_unicode=True, width=1000)
     body = environment.get_template("card.md.j2").render(
         facts=facts, section=section, shards=shards, verdict=verdict, funnel=funnel, fits=fits or [],
-        near_copies=near_copies_of(near_copies), names=taxonomy.diagnosis_name, malignant=taxonomy.MALIGNANT,
+        near_copies=near_copies_of(near_copies), names=taxonomy.diagnosis_name, malignant=taxonomy.is_malignant,
         gate=facts.recipe.get("gate") or {}, plan=facts.recipe.get("plan") or {},
     )  # fmt: skip
     return f"---\n{header}---\n\n{body}"

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from factory import records
 from factory.progress import ProgressLine
@@ -29,23 +32,104 @@ if TYPE_CHECKING:
     from factory.stages.synthesize import SynthesizeSamples
 
 Echo = Callable[[str], None]
+UNITS_PER_LISTING_PART = 64
 
 
 def ingest(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
-    """Source entries to the sealed `corpus`: a frozen listing, a pass over units, a second pass that needs all rows."""
-    listing = _freeze_listing(run, recipe)
-    units = int(pc.max(listing.read(["unit"])["unit"]).as_py()) + 1
-    total = listing.sealed().rows
+    """The frozen `listing` to the sealed `corpus`: a pass over units, the copies among all, and what both decide."""
+    listing = run.table("listing")
+    total, units = listing.sealed().rows, _units_of(listing)
     intake, fingerprint = run.table("intake"), _fingerprint(run, recipe, "intake", ["listing"])
     _fill(intake, units, fingerprint, total, "ingest", echo, partial(_pool, IngestUnit, (run.uri, recipe), pools.tasks))
     intake.seal(units, fingerprint, {"listing": listing.digest()})
-    corpus, fingerprint = run.table("corpus"), _fingerprint(run, recipe, "corpus", ["intake"])
+    copies = find_copies(run, recipe, pools, echo)
+    corpus, fingerprint = run.table("corpus"), _fingerprint(run, recipe, "corpus", ["intake", "copies"])
     corpus.require(fingerprint)
     if corpus.missing(units):
-        decided = _second_pass(intake, recipe)
+        import ray
+
+        decided = ray.put(_settled(intake, copies, recipe))
         stage = partial(_pool, SettleUnit, (run.uri, decided), pools.tasks)
         _fill(corpus, units, fingerprint, total, "settle", echo, stage)
-    corpus.seal(units, fingerprint, {"intake": intake.digest()})
+    corpus.seal(units, fingerprint, {"intake": intake.digest(), "copies": copies.digest()})
+
+
+def freeze_listing(run: Run, recipe: Recipe) -> None:
+    """What the sources hold now, cut into units: once sealed, it is what is ingested. Needs no cluster.
+
+    A listing that was not finished is begun again, because the sources may have changed meanwhile.
+    """
+    from factory.corpora import list_entries
+    from factory.labels import Policy
+
+    policy = Policy.read(recipe.corpus.labels)
+    table, fingerprint = run.table("listing"), fingerprint_of(recipe, "listing", {}, {"labels": policy.digest()})
+    if table.manifest() is not None:
+        return table.require(fingerprint)
+    size, parts = recipe.corpus.unit_rows, 0
+    entries = enumerate(list_entries(recipe.corpus, policy))
+    chunks = iter(lambda: list(islice(entries, size * UNITS_PER_LISTING_PART)), [])
+    for parts, chunk in enumerate(chunks, start=1):
+        if parts == 1:  # nothing is written before the sources are known to be readable
+            table.require(fingerprint)
+            for part in table.parts():
+                run.store.delete(table.part_path(part))
+        rows = [entry.to_row() | {"unit": number // size} for number, entry in chunk]
+        table.commit(parts - 1, records.rows_to_table("listing", rows), row_group_by="unit")
+    if not parts:
+        raise ValueError("corpus.sources must hold at least one image, got none; name another folder.")
+    table.seal(parts, fingerprint, {})
+
+
+def _units_of(listing: Table) -> int:
+    """How many units a listing is cut into."""
+    last = listing.read_part(len(listing.sealed().parts) - 1, ["unit"])
+    return int(pc.max(last["unit"]).as_py()) + 1
+
+
+def find_copies(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> Table:
+    """Pairs of intake rows that show one photograph, or that their publisher says are one: the sealed `copies`."""
+    intake, table = run.table("intake"), run.table("copies")
+    fingerprint = _fingerprint(run, recipe, "copies", ["intake"])
+    table.require(fingerprint)
+    if table.missing(1):
+        import ray
+
+        from factory.stages import copies
+
+        # In a process of its own: it holds the descriptions of all images, which the driver need not.
+        pairs = ray.get(ray.remote(num_cpus=1)(copies.candidate_pairs).remote(intake))
+        likeness = _compared(intake, pairs, pools)
+        rows = copies.rows_of(intake, pairs, likeness, recipe.corpus)
+        table.commit(0, records.rows_to_table("copies", rows))
+        echo(f"copies      {len(rows)} of {pairs.num_rows} pairs that were compared")
+    table.seal(1, fingerprint, {"intake": intake.digest()})
+    return table
+
+
+def _compared(intake: Table, pairs: pa.Table, pools: Pools) -> NDArray[np.float32]:
+    """The likeness of each pair, in order."""
+    from factory.stages.copies import PAIRS_PER_TASK
+
+    found = np.zeros(pairs.num_rows, np.float32)
+    if not pairs.num_rows:
+        return found
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    numbered = pairs.append_column("pair", pa.array(range(pairs.num_rows)))
+    blocks = [numbered.slice(start, PAIRS_PER_TASK) for start in range(0, pairs.num_rows, PAIRS_PER_TASK)]
+    compared = ray.data.from_arrow(blocks).map_batches(
+        ComparePairs,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(pools.tasks, len(blocks)), max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=(intake,),
+        num_cpus=ACTOR_CPUS,
+    )
+    for batch in compared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        found[batch["pair"].to_numpy()] = batch["likeness"].to_numpy()
+    return found
 
 
 def caption(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
@@ -114,30 +198,10 @@ def _rows_done(table: Table, num_units: int, missing: Sequence[int], total: int)
     return round(total * (num_units - len(missing)) / num_units) if num_units else 0
 
 
-def _freeze_listing(run: Run, recipe: Recipe) -> Table:
-    """The sorted listing of what the sources hold now, cut into units; once written it is what is ingested."""
-    from factory.corpora import list_entries
+def _settled(intake: Table, copies: Table, recipe: Recipe) -> pa.Table:
+    from factory.stages.settle import LIGHT_COLUMNS, settle
 
-    table, fingerprint = run.table("listing"), fingerprint_of(recipe, "listing", {}, {})
-    table.require(fingerprint)
-    if table.missing(1):
-        entries = list_entries(recipe.corpus)
-        if not entries:
-            raise ValueError("corpus.sources must hold at least one image, got none; name another folder.")
-        size = recipe.corpus.unit_rows
-        rows = [
-            {"unit": index // size, "source": entry.source, "source_id": entry.source_id}
-            for index, entry in enumerate(entries)
-        ]
-        table.commit(0, records.rows_to_table("listing", rows))
-    table.seal(1, fingerprint, {})
-    return table
-
-
-def _second_pass(intake: Table, recipe: Recipe) -> pa.Table:
-    from factory.stages.curate import LIGHT_COLUMNS, second_pass
-
-    return second_pass(intake.read(list(LIGHT_COLUMNS)), recipe.corpus)
+    return settle(intake.read(list(LIGHT_COLUMNS)), copies.read(["a", "b", "kind"]), recipe.corpus)
 
 
 class _UnitStage:
@@ -158,42 +222,48 @@ class IngestUnit(_UnitStage):
     """Entries of one unit of the listing to rows of `intake`. An entry that has gone since is a failed row."""
 
     def __init__(self, run_uri: str, recipe: Recipe) -> None:
-        from factory.corpora import list_entries
         from factory.stages.curate import CurateImages
 
-        self.listing = Run(run_uri).table("listing")
-        self.entries = {(entry.source, entry.source_id): entry for entry in list_entries(recipe.corpus)}
-        self.curate = CurateImages(recipe.corpus)
+        self.listing, self.curate = Run(run_uri).table("listing"), CurateImages(recipe.corpus)
+        self.part_of = cache(self.listing.read_part)
 
     def rows(self, unit: int) -> pa.Table:
-        listed = self.listing.read(filter=pc.field("unit") == unit).to_pylist()
-        keys = [(row["source"], row["source_id"]) for row in listed]
-        made = self.curate([self.entries[key] for key in keys if key in self.entries])
-        made += [
-            {
-                "row_id": records.row_id(*key), "source": key[0], "source_id": key[1],
-                "outcome": records.FAILED, "reason": "gone_since_listing",
-            }
-            for key in keys if key not in self.entries
-        ]  # fmt: skip
-        return records.rows_to_table("intake", made)
+        from factory.corpora.base import Entry
+
+        part = self.part_of(unit // UNITS_PER_LISTING_PART)
+        listed = part.filter(pc.field("unit") == unit).to_pylist()
+        return records.rows_to_table("intake", self.curate([Entry.from_row(row) for row in listed]))
+
+
+class ComparePairs:
+    """Pairs of intake rows to their likeness, by the number of the pair."""
+
+    def __init__(self, intake: Table) -> None:
+        from factory.stages.copies import CompareCopies
+
+        self.compare = CompareCopies(intake)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.table({"pair": batch["pair"], "likeness": self.compare(batch)})
 
 
 class SettleUnit(_UnitStage):
-    """A part of `intake` with its groups, splits and exact duplicates, as the second pass decided them."""
+    """A part of `intake` with its group, split and verdict, as all rows together decided them."""
 
-    def __init__(self, run_uri: str, decided: pa.Table) -> None:
-        self.intake = Run(run_uri).table("intake")
-        self.decided = decided
+    def __init__(self, run_uri: str, decided: Any) -> None:
+        import ray
+
+        self.intake, self.decided = Run(run_uri).table("intake"), ray.get(decided)
+        sizes = [info.rows for info in self.intake.sealed().parts]
+        self.start = [0, *accumulate(sizes)]
 
     def rows(self, unit: int) -> pa.Table:
         part = self.intake.read_part(unit)
-        decided = self.decided.filter(pc.is_in(self.decided["row_id"], part["row_id"]))
-        order = pc.index_in(part["row_id"], decided["row_id"])
-        for name in ("group_id", "split", "outcome", "reason"):
+        decided = self.decided.slice(self.start[unit], part.num_rows)
+        for name in ("group_id", "split", "duplicate_of", "outcome", "reason"):
             place = part.schema.get_field_index(name)
-            part = part.set_column(place, part.schema.field(name), decided[name].take(order))
-        return part
+            part = part.set_column(place, part.schema.field(name), decided[name])
+        return part.select(records.CORPUS.names)
 
 
 class CaptionUnit(_UnitStage):

@@ -31,7 +31,8 @@ def layout(root: Path, labels: str, images: str, masks: str, phase: str = "Train
 
 
 def read(root: Path) -> dict[str, Entry]:
-    return {entry.source_id[5:]: entry for entry in corpora.reader("isic2017")(str(root), CorpusSection())}
+    section = CorpusSection(sources={"isic2017": str(root)})
+    return {entry.source_id[5:]: entry for entry in corpora.list_entries(section)}
 
 
 def test_labels_masks_age_and_sex_find_their_image(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_what_has_no_partner_is_a_named_row(tmp_path: Path) -> None:
     }  # fmt: skip
     for entry in found.values():
         with pytest.raises(ImageProblem, match=entry.source_id) as caught:
-            entry.load()
+            corpora.load(entry)
         assert caught.value.reason == entry.problem
 
 
@@ -70,16 +71,16 @@ def test_another_layout_is_refused_with_what_was_looked_for(tmp_path: Path) -> N
 def test_a_layout_without_its_label_table_is_refused(tmp_path: Path) -> None:
     layout(tmp_path, "", "1", "1")
     (tmp_path / "ISIC-2017_Training_Part3_GroundTruth.csv").unlink()
-    with pytest.raises(ValueError, match=r"must hold ISIC-2017_Training_Part3_GroundTruth.csv"):
+    with pytest.raises(ValueError, match=r"ISIC-2017_Training_Part3_GroundTruth.csv must be readable"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("ISIC_1,yes,0\n", "melanoma of ISIC_1 must be 0 or 1, got 'yes'"),
+        ("ISIC_1,yes,0\n", "melanoma of ISIC_1 in ISIC-2017_Training_Part3_GroundTruth.csv must be 0 or 1, got 'yes'"),
         ("ISIC_1,0,0\nISIC_1,1,0\n", "two different rows for ISIC_1"),
-        ("ISIC_1,1\n", "seborrheic_keratosis of ISIC_1 must be 0 or 1"),
+        ("ISIC_1,1\n", "seborrheic_keratosis of ISIC_1 in .* must be 0 or 1, got ''"),
     ],
 )
 def test_a_label_table_that_cannot_be_trusted_is_refused(tmp_path: Path, labels: str, message: str) -> None:
@@ -99,6 +100,6 @@ def test_the_published_set_is_read_whole(isic2017: Path) -> None:
     assert Counter(e.split_hint for e in found) == {"train": 2000, "test": 150}
     assert Counter(e.diagnosis for e in found) == {"nevus": 1450, "melanoma": 404, "seborrheic_keratosis": 296}
     assert sum(e.mask is not None for e in found) == 2150 and not any(e.problem for e in found)
-    loaded = found[0].load()
+    loaded = corpora.load(found[0])
     assert isinstance(loaded.image, bytes) and isinstance(loaded.mask, bytes)
     assert decode_rgb(loaded.image, "i").shape[:2] == decode_mask(loaded.mask, "m").shape

@@ -85,6 +85,20 @@ def test_a_child_of_a_remade_parent_is_told_and_of_a_grown_one_is_not(a_run: Run
     assert "remove captions and make it again, or restore corpus" in problem
 
 
+def test_a_group_in_two_splits_is_a_leak_and_is_named(a_run: Run) -> None:
+    rows: list[dict[str, object]] = [
+        {"row_id": str(i), "group_id": group, "split": split, "outcome": "accepted"}
+        for i, (group, split) in enumerate(
+            [("g", "train"), ("g", "train"), ("h", "train"), ("h", "test"), ("i", "val")]
+        )
+    ]
+    table = a_run.table("corpus")
+    table.commit(0, records.rows_to_table("corpus", rows))
+    table.seal(1, {}, {})
+    (problem,) = a_run.verify()
+    assert problem.startswith("corpus has group h in 2 splits")
+
+
 def test_a_damaged_manifest_is_one_problem_and_stops_nothing(a_run: Run) -> None:
     filled(a_run)
     filled(a_run, "plan")

@@ -115,7 +115,7 @@ def test_the_card_tells_the_funnel_the_licence_and_what_was_not_measured(release
     for line in (
         "| planned | 44 |", "| rejected: low iou | 4 |", "| rejected: empty mask | 4 |",
         "| failed: out of memory | 4 |",
-        "| not made yet | 4 |", "| accepted | 28 |", "| **released** | **28** |", "| phantoms | corpus | Apache-2.0 |",
+        "| not made yet | 4 |", "| accepted | 28 |", "| **released** | **28** |", "| phantom | corpus | Apache-2.0 |",
         "Not measured for this release.", "# tiny \\<set\\>",
     ):  # fmt: skip
         assert line in text

@@ -12,7 +12,7 @@ from factory.run import Run
 
 def test_the_parents_are_the_training_corpus_and_the_generators_weights(run: TinyRun) -> None:
     assert parents_of(Run(run.path)) == [
-        Parent("corpus", "phantoms", "Apache-2.0"),
+        Parent("corpus", "phantom", "Apache-2.0"),
         Parent("weights", "lora-joint", "Apache-2.0"),
     ]
 

@@ -43,7 +43,7 @@ def corpus_rows(count: int, size: int, photographs: bool = False) -> list[dict[s
         truth = {} if photographs else {"true_asymmetry": phantom.asymmetry}
         rows.append({
             "row_id": records.row_id("s", str(i)), "record_id": records.record_id(phantom.image),
-            "source": "isic2017" if photographs else "phantoms", "source_id": f"p{i}", **pictures,
+            "source": "isic2017" if photographs else "phantom", "source_id": f"p{i}", **pictures,
             "diagnosis": phantom.diagnosis, "skin_type": taxonomy.SKIN_TYPES[phantom.skin_type - 1],
             "split": ("train", "train", "val", "test")[i % 4], "width": size, "height": size,
             "licence": "CC0" if photographs else "Apache-2.0", "outcome": "accepted", **truth,

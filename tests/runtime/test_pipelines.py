@@ -96,7 +96,7 @@ def strict(lenient: Path, synthesized: Callable[..., Path]) -> Path:
 
 def test_every_table_counts_what_the_one_before_it_gave(lenient: Path) -> None:
     run = Run(lenient)
-    assert run.tables()[:6] == ["listing", "intake", "corpus", "captions", "plan", "samples"]
+    assert run.tables()[:7] == ["listing", "intake", "copies", "corpus", "captions", "plan", "samples"]
     assert len(run.table("listing").read()) == len(run.table("intake").read()) == len(run.table("corpus").read()) == 48
     accepted = run.table("corpus").counts()[records.ACCEPTED]
     assert len(run.table("captions").read()) == accepted == 48

@@ -14,7 +14,7 @@ SECTION = CorpusSection(phantoms=PhantomSection(count=6, size=128, seed=4))
 
 
 def corpus() -> list[dict[str, object]]:
-    return records.rows_to_table("corpus", CurateImages(SECTION)(corpora.list_entries(SECTION))).to_pylist()
+    return records.rows_to_table("intake", CurateImages(SECTION)(corpora.list_entries(SECTION))).to_pylist()
 
 
 def test_every_accepted_row_gets_one_caption_of_its_own_label() -> None:

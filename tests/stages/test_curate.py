@@ -1,4 +1,4 @@
-"""From source files to corpus rows, and what needs all rows."""
+"""From source files to intake rows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from factory import corpora, phantom, records
+from factory import corpora, labels, phantom, records
+from factory.corpora.base import Entry
 from factory.images import read_mask, read_png
 from factory.recipe import CorpusSection, PhantomSection
 from factory.stages import curate
-from factory.stages.curate import CurateImages, assign_groups, assign_splits, second_pass
+from factory.stages.curate import CurateImages
 
 SECTION = CorpusSection(min_side=32, scales=[32, 64, 128])
 
@@ -35,10 +36,10 @@ def disk(width: int, height: int) -> Image.Image:
 
 
 def curated(root: Path, section: CorpusSection = SECTION) -> dict[str, dict[str, object]]:
-    entries = corpora.reader("folder")(str(root), section)
+    entries = list(corpora.list_entries(section.model_copy(update={"sources": {"folder": str(root)}})))
     rows = CurateImages(section)(entries)
     assert len(rows) == len(entries)
-    records.rows_to_table("corpus", rows)
+    records.rows_to_table("intake", rows)
     return {str(row["source_id"]).removeprefix("nevus/"): row for row in rows}
 
 
@@ -96,8 +97,8 @@ def test_an_image_is_stored_at_the_largest_rung_not_above_its_short_side(
 
 def test_phantoms_arrive_with_truth_and_real_skin_is_measured(tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"phantoms": PhantomSection(count=4, size=64, seed=9)})
-    rows = CurateImages(section)(corpora.list_entries(section))
-    table = records.rows_to_table("corpus", rows)
+    rows = CurateImages(section)(list(corpora.list_entries(section)))
+    table = records.rows_to_table("intake", rows)
     assert set(table["mask_source"].to_pylist()) == {"phantom"}
     assert table["true_color_count"].to_pylist() == [phantom.draw(9, i, 64).color_count for i in range(4)]
     assert set(table["skin_type_source"].to_pylist()) == {"phantom"}
@@ -110,81 +111,50 @@ def test_phantoms_arrive_with_truth_and_real_skin_is_measured(tmp_path: Path) ->
     assert (row["skin_type"], row["skin_type_scale"], row["skin_type_source"]) == ("I", "ita", "measured")
 
 
-def light(rows: list[dict[str, object]]) -> pa.Table:
-    filled = [
-        {"source": "s", "outcome": "accepted", "row_id": f"r{i}", "record_id": f"p{i}"} | row
-        for i, row in enumerate(rows)
-    ]
-    columns = {name: pa.array([row.get(name) for row in filled], pa.string()) for name in curate.LIGHT_COLUMNS}
-    return pa.table(columns)
+def test_a_label_that_the_policy_leaves_out_is_a_rejected_row_and_is_not_decoded() -> None:
+    entry = Entry("isic2019", "a", "CC0-1.0", image=Path("gone.jpg"), label="UNK").judged(labels.default())
+    row = CurateImages(SECTION)([entry])[0]
+    assert (row["outcome"], row["reason"], row["diagnosis"]) == ("rejected", "excluded_label", None)
 
 
-def test_groups_join_over_patients_lesions_and_pixels_transitively() -> None:
-    table = light(
-        [
-            {"patient_id": "1", "lesion_id": "a"},
-            {"lesion_id": "a"},
-            {"patient_id": "2"},
-            {"record_id": "p1"},
-            {"patient_id": "1", "source": "other"},
-        ]
-    )
-    groups = assign_groups(table)
-    assert groups[0] == groups[1] == groups[3]
-    assert len(set(groups)) == 3
-    joined = assign_groups(table, edges=[(2, 4)])
-    assert joined[2] == joined[4] != joined[0]
+@pytest.mark.parametrize(("frame", "stored"), [("keep", (96, 64)), ("crop", (64, 64)), ("pad", (64, 64))])
+def test_a_picture_is_kept_cropped_or_padded_to_a_square(tmp_path: Path, frame: str, stored: tuple[int, int]) -> None:
+    save(tmp_path, "a", 96, 64, disk(96, 64))
+    row = curated(tmp_path, SECTION.model_copy(update={"frame": frame}))["a.png"]
+    assert (row["width"], row["height"]) == stored
+    pixels, mask = read_png(row["image"]["bytes"]), read_mask(row["mask"]["bytes"])
+    assert pixels.shape[:2] == mask.shape == stored[::-1]
+    share = {"keep": 1.0, "crop": 1.5, "pad": 2 / 3}[frame]  # of the disk's, whose width is half of the picture's
+    assert mask.mean() == pytest.approx(np.pi / 16 * share, abs=0.02)
+    assert (pixels[:8].max() == 0) == (frame == "pad")
 
 
-def test_a_groups_name_does_not_depend_on_the_order_of_rows() -> None:
-    rows = [{"row_id": f"r{i}", "record_id": f"p{i}", "patient_id": str(i % 3)} for i in range(9)]
-    forward = dict(zip([r["row_id"] for r in rows], assign_groups(light(rows)), strict=True))
-    backward = dict(zip([r["row_id"] for r in rows[::-1]], assign_groups(light(rows[::-1])), strict=True))
-    assert forward == backward
+def test_black_borders_and_vignettes_are_measured() -> None:
+    drawn = phantom.draw(1, 3, 64).image
+    letterbox = drawn.copy()
+    letterbox[:16] = 0
+    assert curate.black_border(letterbox) == pytest.approx(0.25)
+    assert curate.black_border(drawn) < 0.05 and curate.black_border(np.zeros_like(drawn)) == 1.0
 
 
-def test_no_group_crosses_splits_and_a_published_test_wins() -> None:
-    groups = [f"g{i % 500}" for i in range(1500)]
-    hints = [None] * 500 + ["train"] * 500 + [("test" if i < 50 else None) for i in range(500)]
-    splits = assign_splits(groups, SECTION, hints)
-    by_group: dict[str, set[str]] = {}
-    for group, split in zip(groups, splits, strict=True):
-        by_group.setdefault(group, set()).add(split)
-    assert all(len(found) == 1 for found in by_group.values())
-    assert all(by_group[f"g{i}"] == {"test"} for i in range(50))
-    # Every other group is published as train, so none of them may be tested on.
-    assert all(by_group[f"g{i}"] <= {"train", "val"} for i in range(50, 500))
-    assert splits == assign_splits(groups, SECTION, hints)
-
-
-def test_shares_are_met_where_nothing_is_published() -> None:
-    counts = Counter(assign_splits([str(i) for i in range(5000)], SECTION, [None] * 5000))
-    assert counts["test"] == pytest.approx(500, abs=80) and counts["val"] == pytest.approx(500, abs=80)
-    assert assign_splits(["g"], SECTION, ["val"]) == ["val"]
-
-
-def test_the_second_pass_rejects_later_copies_and_gives_splits_to_what_is_accepted() -> None:
-    table = light(
-        [
-            {"record_id": "same", "split": "train"},
-            {"record_id": "same", "split": "test"},
-            {"record_id": None, "outcome": "failed", "reason": "truncated"},
-            {"record_id": None, "outcome": "failed", "reason": "truncated"},
-        ]
-    )
-    out = second_pass(table, SECTION)
-    assert out["outcome"].to_pylist() == ["accepted", "rejected", "failed", "failed"]
-    assert out["reason"].to_pylist() == [None, "exact_duplicate", "truncated", "truncated"]
-    assert out["split"].to_pylist() == ["test", None, None, None]
-    assert len(set(out["group_id"].to_pylist())) == 3
-    assert out["row_id"].to_pylist() == table["row_id"].to_pylist()
+def test_nothing_of_a_files_metadata_is_stored(tmp_path: Path) -> None:
+    save(tmp_path, "a")
+    path = tmp_path / "nevus/a.png"
+    picture, info = Image.open(path), PngInfo()
+    info.add_text("Comment", "patient 4711")
+    exif = picture.getexif()
+    exif[0x010E] = "patient 4711"
+    picture.save(path, pnginfo=info, exif=exif)
+    assert b"4711" in path.read_bytes()
+    stored = curated(tmp_path)["a.png"]["image"]["bytes"]
+    with Image.open(io.BytesIO(stored)) as kept:
+        assert b"4711" not in stored and not kept.info and not kept.getexif()
 
 
 def test_real_images_are_curated_with_their_masks(isic2017: Path) -> None:
-    entries = corpora.reader("isic2017")(str(isic2017), CorpusSection())
+    section = CorpusSection(sources={"isic2017": str(isic2017)})
+    entries = list(corpora.list_entries(section))
     chosen = [e for e in entries if e.split_hint == "test"][:3] + entries[:3]
-    table = records.rows_to_table("corpus", CurateImages(CorpusSection())(chosen))
+    table = records.rows_to_table("intake", CurateImages(section)(chosen))
     assert set(table["outcome"].to_pylist()) == {"accepted"} and set(table["scale"].to_pylist()) == {256}
-    assert table["mask"].null_count == 0
-    out = second_pass(table.select(list(curate.LIGHT_COLUMNS)), CorpusSection())
-    assert out["split"].to_pylist()[:3] == ["test"] * 3 and "test" not in out["split"].to_pylist()[3:]
+    assert table["mask"].null_count == 0 and table["copy_keys"].null_count == 0

@@ -1,0 +1,101 @@
+"""Copies of a photograph are found whatever was done to them, and other photographs are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from factory import phantom
+from factory.images import RGB
+from factory.quality import copies
+from factory.recipe import CorpusSection
+
+SIZE, COUNT = 128, 24
+ALIKE = CorpusSection().min_likeness
+
+
+@pytest.fixture(scope="module")
+def originals() -> list[RGB]:
+    return [drawn.image for drawn in phantom.draw_many(41, range(COUNT), SIZE)]
+
+
+def encoded(rgb: RGB, quality: int = 70) -> RGB:
+    data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def sized(rgb: RGB, side: int) -> RGB:
+    return cv2.resize(np.ascontiguousarray(rgb), (side, side), interpolation=cv2.INTER_AREA)
+
+
+def shifted(rgb: RGB) -> RGB:
+    changed = (rgb / 255.0) ** 0.93 * (1.04, 0.98, 1.03)
+    return (np.clip(changed, 0, 1) * 255).astype(np.uint8)
+
+
+CHANGES: dict[str, Callable[[RGB], RGB]] = {
+    "encoded again": encoded,
+    "a 224 px copy": lambda rgb: encoded(sized(rgb, 224)),
+    "reduced": lambda rgb: sized(rgb, 96),
+    "flipped": lambda rgb: encoded(rgb[:, ::-1]),
+    "turned": lambda rgb: encoded(np.rot90(rgb)),
+    "other colours": lambda rgb: encoded(shifted(rgb)),
+}
+
+
+def described(pictures: list[RGB]) -> copies.Description:
+    found = [copies.describe(picture) for picture in pictures]
+    return copies.Description(np.stack([d.frames for d in found]), np.stack([d.keys for d in found]))
+
+
+def compared(pictures: list[RGB]) -> dict[tuple[int, int], float]:
+    of = described(pictures)
+    return {
+        (int(a), int(b)): copies.likeness(pictures[a], pictures[b], of.frames[a, fa], of.frames[b, fb], int(symmetry))
+        for a, b, fa, fb, symmetry in zip(*copies.candidates(of), strict=True)
+    }
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_a_likely_copy_and_nothing_else_is(originals: list[RGB], change: str) -> None:
+    scores = compared([*originals, *(CHANGES[change](rgb) for rgb in originals[:12])])
+    assert {pair for pair, score in scores.items() if score >= ALIKE} == {(k, COUNT + k) for k in range(12)}
+
+
+def test_a_crop_that_is_found_is_found_where_it_was_cut(originals: list[RGB]) -> None:
+    cut = [encoded(rgb[10:122, 4:116]) for rgb in originals]
+    scores = compared([*originals, *cut])
+    found = {pair for pair, score in scores.items() if score >= ALIKE}
+    assert found <= {(k, COUNT + k) for k in range(COUNT)} and len(found) >= COUNT // 3
+
+
+def test_keys_turn_as_their_images_do(originals: list[RGB]) -> None:
+    key = copies.describe(originals[0]).keys[0]
+    for symmetry in range(8):
+        image = copies.apply(originals[0], symmetry)
+        turned = copies.describe(image).keys[0]
+        assert np.allclose(copies.turned(key, symmetry), turned, atol=1e-3)
+        assert np.allclose(copies.invariants(turned), copies.invariants(key), atol=1e-3)
+
+
+def test_a_description_survives_its_column(originals: list[RGB]) -> None:
+    kept = [copies.describe(rgb) for rgb in originals[:3]]
+    read = copies.unpacked(pa.array([copies.packed(d) for d in kept]))
+    assert read.keys.shape == (3, copies.FRAMES, copies.DIM)
+    for index, original in enumerate(kept):
+        assert np.allclose(read.keys[index], original.keys, atol=1e-3, equal_nan=True)
+        assert np.allclose(read.frames[index], original.frames, atol=0.1, equal_nan=True)
+
+
+def test_flat_pictures_have_nothing_to_be_compared_by() -> None:
+    flat = [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 90, 255)]
+    assert all(score == 0.0 for score in compared(flat).values())
+
+
+def test_no_images_have_no_candidates() -> None:
+    empty = copies.Description(np.zeros((0, copies.FRAMES, 3)), np.zeros((0, copies.FRAMES, copies.DIM)))
+    assert len(copies.candidates(empty).a) == 0

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from factory.images import RGB
+from factory.quality.skin_tone import to_lab
 
 Floats = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -48,7 +49,7 @@ class Description(NamedTuple):
 
 def describe(rgb: RGB) -> Description:
     """The frames of an image (H, W, 3) and their keys."""
-    lab = cv2.cvtColor(np.ascontiguousarray(rgb).astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    lab = to_lab(rgb)
     frames, keys = np.full((FRAMES, 3), np.nan, np.float32), np.full((FRAMES, DIM), np.nan, np.float32)
     frames[0] = lab.shape[1] / 2, lab.shape[0] / 2, 0
     keys[0] = _key(cv2.resize(lab, (SIDE, SIDE), interpolation=cv2.INTER_AREA))

@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from factory import records
-from factory.images import RGB, read_png, resized
+from factory.images import RGB, read_png
 from factory.quality import copies
 from factory.recipe import CorpusSection
-from factory.stages.curate import measured_size
+from factory.stages.curate import measured
 from factory.stages.settle import NEAR, PUBLISHED, published_copies
 from factory.tables import Table
 
@@ -62,8 +62,7 @@ class CompareCopies:
     def _image(self, row: int) -> RGB:
         """The image of a row at the size that it was described at."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        rgb = read_png(self._images(part)[row - int(self.starts[part])].as_py()["bytes"])
-        return np.asarray(resized(rgb, *measured_size(rgb)))
+        return measured(read_png(self._images(part)[row - int(self.starts[part])].as_py()["bytes"]))
 
     def _read(self, part: int) -> pa.ChunkedArray:
         return self.intake.read_part(part, ["image"])["image"]

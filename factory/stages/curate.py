@@ -108,7 +108,7 @@ def _stored(rgb: RGB, mask: Mask | None, scale: int, mask_source: str) -> Row:
     height, width = (round(side * scale / short) for side in rgb.shape[:2])
     rgb = np.ascontiguousarray(resized(rgb, width, height))
     identifier = records.record_id(rgb)
-    small = np.asarray(resized(rgb, *measured_size(rgb)))
+    small = measured(rgb)
     stored: Row = {
         "record_id": identifier, "image": records.image_struct(encode_png(rgb), f"{identifier}.png"),
         "mask": None, "mask_source": None, "width": width, "height": height, "scale": scale,
@@ -135,12 +135,11 @@ def _with_skin_type(row: Row) -> Row:
     return row
 
 
-def measured_size(rgb: RGB) -> tuple[int, int]:
-    """Width and height at which a stored image is measured and compared: its own, or with `MEASURED_SIDE` as the short
-    side."""
+def measured(rgb: RGB) -> RGB:
+    """A stored image as it is measured and compared: as it is, or reduced to `MEASURED_SIDE` on its short side."""
     height, width = rgb.shape[:2]
     shrink = min(1.0, MEASURED_SIDE / min(height, width))
-    return round(width * shrink), round(height * shrink)
+    return np.asarray(resized(rgb, round(width * shrink), round(height * shrink)))
 
 
 def black_border(rgb: RGB) -> float:

@@ -126,7 +126,6 @@ def duplicates(
     labels = _components(light.num_rows, [pixels], _pairs(copies))
     best = _best_of_each(light, labels, accepted)
     kept = np.where(accepted & (best[labels] != np.arange(light.num_rows)), best[labels], -1)
-    kept = np.where(accepted, kept, -1)
     reasons = np.full(light.num_rows, "near_duplicate", dtype=object)
     said = copies.filter(pc.equal(copies["kind"], PUBLISHED))
     for column in ("a", "b"):

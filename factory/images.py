@@ -99,6 +99,11 @@ def read_mask(data: bytes) -> Mask:
         return np.asarray(picture.convert("1"))
 
 
+def brightest(rgb: RGB) -> NDArray[np.uint8]:
+    """The largest of each pixel's three values, (H, W): many times as fast as `rgb.max(axis=2)`."""
+    return np.maximum(np.maximum(rgb[..., 0], rgb[..., 1]), rgb[..., 2])
+
+
 def _load(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Image.Image:
     """The decoded and upright picture, after every check that its header allows."""
     picture = _open(data, name, max_bytes, max_pixels)

@@ -95,12 +95,15 @@ def count_outcomes(table: pa.Table) -> dict[str, int]:
 def encode(table: pa.Table, row_group_by: str | None = None) -> bytes:
     """Parquet bytes of a conformed table. Row groups stay below 32 MiB (or hold one row), and with `row_group_by`
     a new one starts wherever that column changes."""
-    plain = [field.name for field in table.schema if not pa.types.is_struct(field.type)]
+    plain = [field for field in table.schema if not pa.types.is_struct(field.type)]
+    # Images are PNG already: to compress them again takes as long as to write all the rest, and saves nothing.
+    packed = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in plain]
     sink = BytesIO()
     writer = pq.ParquetWriter(
-        sink, table.schema, version="2.6", data_page_version="1.0", compression="zstd", compression_level=3,
-        use_dictionary=[name for name in plain if pa.types.is_string(table.schema.field(name).type)],
-        write_statistics=plain,
+        sink, table.schema, version="2.6", data_page_version="1.0",
+        compression=dict.fromkeys(packed, "zstd"), compression_level=dict.fromkeys(packed, 3),
+        use_dictionary=[field.name for field in plain if pa.types.is_string(field.type)],
+        write_statistics=[field.name for field in plain],
     )  # fmt: skip
     with writer:
         for start, stop in _row_groups(table, row_group_by):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory import taxonomy
-from factory.images import RGB, Mask
+from factory.images import RGB, Mask, brightest
 
 Floats = NDArray[Any]
 
@@ -35,7 +35,7 @@ def hair_mask(rgb: RGB) -> Mask:
     Long components only, so that globules and follicles stay; crossing strands are one component that fills little of
     its box.
     """
-    value = rgb.max(axis=2)
+    value = brightest(rgb)
     side = min(value.shape)
     width = max(5, round(side / 18) | 1)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
@@ -63,7 +63,7 @@ def without_hair(rgb: RGB) -> RGB:
 
 def vignette_mask(rgb: RGB) -> Mask:
     """The dark tube around the view, (H, W): dark pixels connected to a corner, with a small margin."""
-    dark = (cv2.medianBlur(rgb, 5).max(axis=2) < _DARK).astype(np.uint8)
+    dark = (brightest(np.asarray(cv2.medianBlur(rgb, 5), np.uint8)) < _DARK).astype(np.uint8)
     _, labels = cv2.connectedComponents(dark, connectivity=4)
     corners = {int(labels[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
     if not corners:
@@ -73,9 +73,14 @@ def vignette_mask(rgb: RGB) -> Mask:
     return np.asarray(cv2.dilate(found, np.ones((margin, margin), np.uint8)) > 0)
 
 
-def skin_mask(rgb: RGB, mask: Mask) -> Mask:
-    """Where bare skin is seen, (H, W): a ring around the lesion, or all that is left where the ring is too small."""
-    usable = ~(hair_mask(rgb) | vignette_mask(rgb) | (rgb.min(axis=2) > _BRIGHT) | (rgb.max(axis=2) < _DARK))
+def skin_mask(rgb: RGB, mask: Mask, vignette: Mask | None = None) -> Mask:
+    """Where bare skin is seen, (H, W): a ring around the lesion, or all that is left where the ring is too small.
+
+    vignette: that of `vignette_mask`, where it is known already.
+    """
+    vignette = vignette_mask(rgb) if vignette is None else vignette
+    glare = (rgb[..., 0] > _BRIGHT) & (rgb[..., 1] > _BRIGHT) & (rgb[..., 2] > _BRIGHT)
+    usable = ~(hair_mask(rgb) | vignette | glare | (brightest(rgb) < _DARK))
     side = min(mask.shape)
     near, far = (_dilated(mask, share * side) for share in (0.04, 0.22))
     ring = np.asarray(far & ~near & usable)
@@ -84,9 +89,9 @@ def skin_mask(rgb: RGB, mask: Mask) -> Mask:
     return np.asarray(~mask & usable)
 
 
-def skin_lab(rgb: RGB, mask: Mask) -> Floats | None:
+def skin_lab(rgb: RGB, mask: Mask, vignette: Mask | None = None) -> Floats | None:
     """Median Lab of the bare skin, (3,), after leaving out what is far from it; None where too little is seen."""
-    seen = to_lab(rgb)[skin_mask(rgb, mask)]
+    seen = to_lab(rgb)[skin_mask(rgb, mask, vignette)]
     if len(seen) < _MIN_PIXELS:
         return None
     middle = np.median(seen, axis=0)
@@ -95,12 +100,12 @@ def skin_lab(rgb: RGB, mask: Mask) -> Floats | None:
     return np.asarray(np.median(near, axis=0))
 
 
-def ita(rgb: RGB, mask: Mask) -> float:
+def ita(rgb: RGB, mask: Mask, vignette: Mask | None = None) -> float:
     """The individual typology angle of the skin around the lesion, in degrees.
 
     NaN where too little skin is seen, or where the light is so blue that the skin has no yellow left (b* < 3).
     """
-    lab = skin_lab(rgb, mask)
+    lab = skin_lab(rgb, mask, vignette)
     if lab is None or lab[2] < _LEAST_YELLOW:
         return float("nan")
     return float(np.degrees(np.arctan2(lab[0] - 50.0, lab[2])))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ def ingest(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
     if corpus.missing(units):
         import ray
 
-        decided = ray.put(_settled(intake, copies, recipe))
+        # In a process of its own: it holds every row's ids, which the driver need not.
+        decided = ray.remote(num_cpus=1)(_settled).remote(intake, copies, recipe)
         stage = partial(_pool, SettleUnit, (run.uri, decided), pools.tasks)
         _fill(corpus, units, fingerprint, total, "settle", echo, stage)
     corpus.seal(units, fingerprint, {"intake": intake.digest(), "copies": copies.digest()})
@@ -99,7 +100,7 @@ def find_copies(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> T
 
         # In a process of its own: it holds the descriptions of all images, which the driver need not.
         pairs = ray.get(ray.remote(num_cpus=1)(copies.candidate_pairs).remote(intake))
-        likeness = _compared(intake, pairs, pools)
+        likeness = _compared(intake, pairs, recipe.corpus.min_likeness, pools)
         rows = copies.rows_of(intake, pairs, likeness, recipe.corpus)
         table.commit(0, records.rows_to_table("copies", rows))
         echo(f"copies      {len(rows)} of {pairs.num_rows} pairs that were compared")
@@ -107,7 +108,7 @@ def find_copies(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> T
     return table
 
 
-def _compared(intake: Table, pairs: pa.Table, pools: Pools) -> NDArray[np.float32]:
+def _compared(intake: Table, pairs: pa.Table, enough: float, pools: Pools) -> NDArray[np.float32]:
     """The likeness of each pair, in order."""
     from factory.stages.copies import PAIRS_PER_TASK
 
@@ -124,7 +125,7 @@ def _compared(intake: Table, pairs: pa.Table, pools: Pools) -> NDArray[np.float3
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(pools.tasks, len(blocks)), max_tasks_in_flight_per_actor=2),
-        fn_constructor_args=(intake,),
+        fn_constructor_args=(intake, enough),
         num_cpus=ACTOR_CPUS,
     )
     for batch in compared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -225,7 +226,7 @@ class IngestUnit(_UnitStage):
         from factory.stages.curate import CurateImages
 
         self.listing, self.curate = Run(run_uri).table("listing"), CurateImages(recipe.corpus)
-        self.part_of = cache(self.listing.read_part)
+        self.part_of = lru_cache(2)(self.listing.read_part)  # units come in order, or nearly
 
     def rows(self, unit: int) -> pa.Table:
         from factory.corpora.base import Entry
@@ -238,10 +239,10 @@ class IngestUnit(_UnitStage):
 class ComparePairs:
     """Pairs of intake rows to their likeness, by the number of the pair."""
 
-    def __init__(self, intake: Table) -> None:
+    def __init__(self, intake: Table, enough: float) -> None:
         from factory.stages.copies import CompareCopies
 
-        self.compare = CompareCopies(intake)
+        self.compare = CompareCopies(intake, enough)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.table({"pair": batch["pair"], "likeness": self.compare(batch)})

@@ -23,32 +23,44 @@ from factory.tables import Table
 
 PAIRS_PER_TASK = 512
 _PARTS_HELD = 16  # the images of so many parts are kept while pairs are compared
+_EACH = copies.PLACEMENTS
 PAIRS = pa.schema([
-    ("a", pa.int64()), ("b", pa.int64()), ("frame_a", pa.list_(pa.float32())), ("frame_b", pa.list_(pa.float32())),
-    ("symmetry", pa.int64()),
+    ("a", pa.int64()), ("b", pa.int64()), ("frames_a", pa.list_(pa.float32(), 3 * _EACH)),
+    ("frames_b", pa.list_(pa.float32(), 3 * _EACH)), ("symmetries", pa.list_(pa.int64(), _EACH)),
 ])  # fmt: skip
 
 
 def candidate_pairs(intake: Table) -> pa.Table:
-    """Pairs of intake rows by position, in the order of (a, b), with the frames that match (`PAIRS`)."""
+    """Pairs of intake rows by position, in the order of (a, b), with the placements of b on a (`PAIRS`)."""
     light = intake.read(["copy_keys", "outcome"])
     usable = np.flatnonzero(light["outcome"].to_numpy() == records.ACCEPTED)
     if not len(usable):
         return PAIRS.empty_table()
     described = copies.unpacked(light["copy_keys"].take(pa.array(usable)))
     found = copies.candidates(described)
-    frames = described.frames.astype(np.float32)
-    return pa.table({
-        "a": usable[found.a], "b": usable[found.b], "frame_a": list(frames[found.a, found.frame_a]),
-        "frame_b": list(frames[found.b, found.frame_b]), "symmetry": found.symmetry,
-    }, schema=PAIRS)  # fmt: skip
+    placed = found.frame_a >= 0  # (P, T); the likeliest come first
+    frames_a, frames_b = (
+        described.frames[images[:, None], frames].astype(np.float32)
+        for images, frames in ((found.a, found.frame_a), (found.b, found.frame_b))
+    )
+    symmetries = np.where(placed, found.symmetry, -1)
+    return pa.table([
+        usable[found.a], usable[found.b], _lists(frames_a), _lists(frames_b), _lists(symmetries)
+    ], schema=PAIRS)  # fmt: skip
+
+
+def _lists(values: NDArray[Any]) -> pa.Array:
+    """(P, ...) as one list of fixed length per pair."""
+    flat = np.ascontiguousarray(values.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), flat.size // max(len(values), 1) or 1)
 
 
 class CompareCopies:
     """`CompareCopies(intake)(pairs)`: the likeness of each pair, (P,)."""
 
-    def __init__(self, intake: Table) -> None:
-        self.intake = intake
+    def __init__(self, intake: Table, enough: float) -> None:
+        """enough: the likeness at which a pair counts as copies, beyond which nothing more is tried."""
+        self.intake, self.enough = intake, enough
         self.starts = np.cumsum([0, *(info.rows for info in intake.sealed().parts)])
         self._images = lru_cache(_PARTS_HELD)(self._read)
 
@@ -56,8 +68,13 @@ class CompareCopies:
         return np.array([self._likeness(pair) for pair in pairs.to_pylist()], np.float32)
 
     def _likeness(self, pair: dict[str, Any]) -> float:
-        a, b = self._image(pair["a"]), self._image(pair["b"])
-        return copies.likeness(a, b, np.array(pair["frame_a"]), np.array(pair["frame_b"]), pair["symmetry"])
+        frames_a, frames_b = (np.array(pair[name], np.float32).reshape(_EACH, 3) for name in ("frames_a", "frames_b"))
+        placements = [
+            copies.Placement(frame_a, frame_b, symmetry)
+            for frame_a, frame_b, symmetry in zip(frames_a, frames_b, pair["symmetries"], strict=True)
+            if symmetry >= 0
+        ]
+        return copies.likeness(self._image(pair["a"]), self._image(pair["b"]), placements, self.enough)
 
     def _image(self, row: int) -> RGB:
         """The image of a row at the size that it was described at."""

@@ -21,7 +21,17 @@ import numpy as np
 
 from factory import corpora, records, taxonomy
 from factory.corpora.base import EXCLUDED_LABEL, Entry, Loaded
-from factory.images import RGB, ImageProblem, Mask, decode_mask, decode_rgb, encode_mask, encode_png, resized
+from factory.images import (
+    RGB,
+    ImageProblem,
+    Mask,
+    brightest,
+    decode_mask,
+    decode_rgb,
+    encode_mask,
+    encode_png,
+    resized,
+)  # fmt: skip
 from factory.quality.attributes import estimate_mask
 from factory.quality.copies import describe, packed
 from factory.quality.skin_tone import ita, vignette_mask
@@ -109,11 +119,12 @@ def _stored(rgb: RGB, mask: Mask | None, scale: int, mask_source: str) -> Row:
     rgb = np.ascontiguousarray(resized(rgb, width, height))
     identifier = records.record_id(rgb)
     small = measured(rgb)
+    vignette = vignette_mask(small)
     stored: Row = {
         "record_id": identifier, "image": records.image_struct(encode_png(rgb), f"{identifier}.png"),
         "mask": None, "mask_source": None, "width": width, "height": height, "scale": scale,
         "copy_keys": packed(describe(small)), "black_border": black_border(small),
-        "vignette": float(vignette_mask(small).mean()),
+        "vignette": float(vignette.mean()),
     }  # fmt: skip
     lesion = None
     if mask is not None:
@@ -123,7 +134,7 @@ def _stored(rgb: RGB, mask: Mask | None, scale: int, mask_source: str) -> Row:
         if mask.any():
             stored["mask"] = records.image_struct(encode_mask(mask), f"{identifier}-mask.png")
             lesion = np.asarray(resized(mask, small.shape[1], small.shape[0]))
-    angle = ita(small, estimate_mask(small) if lesion is None else lesion)
+    angle = ita(small, estimate_mask(small) if lesion is None else lesion, vignette)
     return stored | {"ita": None if np.isnan(angle) else angle}
 
 
@@ -144,7 +155,7 @@ def measured(rgb: RGB) -> RGB:
 
 def black_border(rgb: RGB) -> float:
     """The share of the picture that is black rows and columns at its edges, 0 to 1."""
-    bright = rgb.max(axis=2) > _BLACK
+    bright = brightest(rgb) > _BLACK
     rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
     if not len(rows):
         return 1.0

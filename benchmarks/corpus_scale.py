@@ -299,13 +299,14 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     keys = [f"corpus.phantoms.size={wanted.size}", f"corpus.unit_rows={wanted.unit_rows}"]
     if wanted.size < 128:
         keys += [f"corpus.min_side={wanted.size}", f"corpus.scales=[{wanted.size}]"]
+    wanted.work.mkdir(parents=True, exist_ok=True)
     folder = wanted.work / f"corpus_scale-{wanted.count}"
-    folder.mkdir(parents=True, exist_ok=True)
     run, notes, recipe = folder / "run", folder / "notes.jsonl", load(None, keys)
     there = sum(phases.stored_bytes(run / table) for table in TABLES)
     needed = max(0, wanted.count * bytes_per_image(keys) - there)
-    print(f"{wanted.count} images at {wanted.size} px: {needed / 2**30:.1f} GiB below {folder}", flush=True)
-    phases.require_disk(folder, needed, f"{wanted.count} images")
+    print(f"{wanted.count} images at {wanted.size} px: {needed / 2**30:.1f} GiB below {wanted.work}", flush=True)
+    phases.require_disk(wanted.work, needed, f"ingest of {wanted.count} images")
+    folder.mkdir(exist_ok=True)
     before = phases.machine()
     watched(run, keys, wanted.count, wanted.every, notes)
     noted = [json.loads(text) for text in notes.read_text().splitlines()]

@@ -408,7 +408,7 @@ def main() -> None:
             f"{wanted.count}; raise it, or lower --unit-rows."
         )
     with tempfile.TemporaryDirectory(dir=wanted.work) as folder:
-        phases.require_disk(Path(folder), wanted.count * BYTES_PER_IMAGE, f"{wanted.count} images")
+        phases.require_disk(Path(folder), wanted.count * BYTES_PER_IMAGE, f"a round of {wanted.count} images")
         result = measure(wanted, Path(folder))
     wanted.out.parent.mkdir(parents=True, exist_ok=True)
     wanted.out.write_text(json.dumps(result, indent=2) + "\n")

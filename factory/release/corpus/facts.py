@@ -181,7 +181,7 @@ def _checks(
     groups, total = facts.copies.groups, facts.total
     outcomes = {o: int(pc.sum(pc.equal(corpus["outcome"], o)).as_py() or 0) for o in records.OUTCOMES}
     added = sum(outcomes.values())
-    orphans = copies.orphans(corpus)
+    orphans, removed = copies.orphans(corpus), len(corpus) - corpus["duplicate_of"].null_count
     return (
         Check(
             "Every listed row is accepted, rejected or failed, and every lost one fell to one filter.",
@@ -193,17 +193,18 @@ def _checks(
         _none(
             "No group of patient, lesion and copies has accepted rows in two splits.",
             groups.crossing,
-            "groups in two splits",
+            groups.accepted,
+            "groups",
         ),
         _check_hints(corpus, hints),
-        _none("Every row lost as a copy names an accepted row that stays in its place.", orphans, "rows without one"),
+        _none("Every row lost as a copy names an accepted row that stays in its place.", orphans, removed, "rows"),
         *_check_copies(corpus, facts.copies, copies_table),
         _check_sizes(corpus, facts),
     )
 
 
-def _none(states: str, count: int, what: str) -> Check:
-    return Check(states, count == 0, f"{count:,} {what}")
+def _none(states: str, count: int, of: int, what: str) -> Check:
+    return Check(states, count == 0, f"{count:,} of {of:,} {what} break it")
 
 
 def _check_listing(corpus: pa.Table, listed: pa.Table | None) -> Check:
@@ -239,7 +240,7 @@ def _check_copies(corpus: pa.Table, found: copies.Copies, copies_table: pa.Table
         f"{r.rows:,} rows: {r.counted:,} pairs counted, {r.equal_pixels:,} of equal pixels, {r.repeats:,} that repeat "
         f"a pair, {r.unknown:,} of rows that are not in the corpus"
     )
-    return _none(states, apart, "pairs apart"), Check(sums, r.holds and not r.unknown, detail)
+    return _none(states, apart, r.rows, "pairs"), Check(sums, r.holds and not r.unknown, detail)
 
 
 def _check_sizes(corpus: pa.Table, facts: CorpusFacts) -> Check:

@@ -73,7 +73,9 @@ class ReportInputs:
     @property
     def phantom(self) -> bool:
         """Whether the corpus is phantoms alone, whose truth is known."""
-        return self.corpus is not None and self.corpus.num_rows > 0 and bool(pc.all(_is_phantom(self.corpus)).as_py())
+        if self.corpus is None or self.corpus["true_asymmetry"].null_count == self.corpus.num_rows:
+            return False
+        return bool(pc.all(_is_phantom(self.corpus)).as_py())
 
 
 def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = ()) -> ReportInputs:
@@ -154,11 +156,11 @@ def _within_parts(table: Table, light: pa.Table) -> pa.Table:
 
 def _fetch(table: Table, columns: list[str], identity: str, ids: list[str]) -> pa.Table:
     """The rows with these ids, in this order, with their pictures."""
-    wanted = pc.field(identity).isin(ids)
+    wanted = pc.field(identity).isin(pa.array(ids, pa.string()))  # typed: there may be none
     found = [
         pq.read_table(table.store.open(table.part_path(table.sealed().parts[i].part)), columns=columns, filters=wanted)
         for i in _parts(table)
     ]
     rows = pa.concat_tables([t.replace_schema_metadata(None) for t in found])
     place = {identifier: i for i, identifier in enumerate(rows[identity].to_pylist())}
-    return rows.take([place[identifier] for identifier in ids])
+    return rows.take(pa.array([place[identifier] for identifier in ids], pa.int64()))

@@ -432,6 +432,16 @@ def test_a_run_without_copies_says_so(tmp_path: Path) -> None:
     assert [c["holds"] for c in said["checks"]].count(None) == 2
 
 
+def test_a_published_table_without_its_images_has_a_page(tmp_path: Path) -> None:
+    path = tiny_corpus.build(tmp_path / "run", missing=True)
+    write_report(path)
+    said = json.loads((path / "report" / "corpus.json").read_text())
+    assert said["holds"] and said["failures"]["counts"] == [[3], [7], [5], [2]] and said["balance"] is None
+    html = (path / "report" / "index.html").read_text()
+    assert "no image was read" in html and "No image was read, so no size is known." in html
+    assert "No image was accepted" in html and "Checked against the truth" not in html  # a corpus of none is no phantom
+
+
 def test_an_unsealed_corpus_says_so_on_the_page_and_in_the_json(tmp_path: Path) -> None:
     path = tiny_corpus.build(tmp_path / "run", seal=False)
     write_report(path)

@@ -99,17 +99,21 @@ def hints() -> pa.Table:
     return pa.table({"row_id": names, "split": pa.array([HINTS.get(name) for name in names], pa.string())})
 
 
-def build(path: Path, *, copies: bool = True, seal: bool = True) -> Path:
-    """A run that holds the corpus, its listing and its intake, and `copies` if wanted; nothing else was made."""
+def build(path: Path, *, copies: bool = True, seal: bool = True, missing: bool = False) -> Path:
+    """A run that holds the corpus, its listing and its intake, and `copies` if wanted; nothing else was made. As
+    `missing` no row has its image, as when a published table alone is read."""
     rows = corpus_rows()
+    for row in rows if missing else []:
+        row |= dict.fromkeys(("record_id", "scale", "source_width", "source_height", "split", "duplicate_of", "ita"))
+        row |= {"outcome": "failed", "reason": "missing_image"}
     intake = [dict(row, split=HINTS.get(row["row_id"]), duplicate_of=None) for row in rows]
     listing = [{"unit": 0, "source": row["source"], "source_id": row["source_id"]} for row in rows]
     made = {"min_side": "128", "scales": "[128, 256, 512]"}
     _write(path, "listing", records.rows_to_table("listing", listing))
     _write(path, "intake", records.rows_to_table("intake", intake), {f"corpus.{k}": v for k, v in made.items()})
     if copies:
-        _write(path, "copies", copies_table(), {"corpus.min_likeness": "0.75"})
-    _write(path, "corpus", table(), {"corpus.near_duplicates": '"reject"'}, seal=seal)
+        _write(path, "copies", copies_table([] if missing else None), {"corpus.min_likeness": "0.75"})
+    _write(path, "corpus", table(rows), {"corpus.near_duplicates": '"reject"'}, seal=seal)
     (path / "run.json").write_text(json.dumps({"fingerprint": "f" * 32, "recipe": {}}))
     return path
 

@@ -189,7 +189,7 @@ def test_a_group_in_two_splits_fails_its_check() -> None:
     rows = tiny_corpus.corpus_rows()
     rows[1]["split"] = "val"  # the lesion of a0, which is in train
     found = facts.counted(tiny_corpus.table(rows))
-    check = next(c for c in found.checks if "two splits" in c.states)
+    check = next(c for c in found.checks if c.name == "one_split")
     assert (check.holds, found.holds, found.copies.groups.crossing) == (False, False, 1)
 
 
@@ -197,7 +197,7 @@ def test_a_held_out_image_in_the_group_of_a_training_image_fails_its_check() -> 
     names = [row["row_id"] for row in tiny_corpus.corpus_rows()]
     held = pa.table({"row_id": names, "split": pa.array(["test" if n == "k0" else None for n in names], pa.string())})
     found = facts.counted(tiny_corpus.table(), hints=held)
-    check = next(c for c in found.checks if "holds out" in c.states)
+    check = next(c for c in found.checks if c.name == "held_out")
     assert check.holds is False and "2 rows share a group" in check.found  # a0 and a1
 
 
@@ -206,11 +206,21 @@ def test_pairs_apart_orphans_and_a_lost_row_each_fail_a_check() -> None:
     rows[10] |= {"group_id": "elsewhere", "duplicate_of": "a2"}  # k0: a2 was rejected itself
     listed = pa.table({"source": ["isic2019"] * 7 + ["ddi"] * 4 + ["kaggle1"] * 5 + ["pad-ufes-20"] * 2})
     found = facts.counted(tiny_corpus.table(rows), copies_table=tiny_corpus.copies_table(), listed=listed)
-    failed = {c.states[:24]: c.found for c in found.checks if c.holds is False}
+    failed = {c.name: c.found for c in found.checks if c.holds is False}
     assert failed == {
-        "Every source has as many": "18 listed; not so: ddi", "Every row lost as a copy": "1 of 4 rows break it",
-        "Both images of every pai": "2 of 6 pairs break it",
+        "listing": "18 listed; not so: ddi", "copies_stay": "1 of 4 rows break it",
+        "copies_grouped": "2 of 6 pairs break it",
     }  # fmt: skip
+
+
+def test_an_image_that_is_stored_enlarged_fails_its_check_unless_it_was_padded() -> None:
+    rows = tiny_corpus.corpus_rows()
+    rows[15]["scale"] = 180  # p0, published with 200 x 130 px
+    for frame, holds in (("keep", False), ("pad", True)):
+        found = facts.counted(tiny_corpus.table(rows), settings=facts.Settings(min_side=128, frame=frame))
+        assert next(c for c in found.checks if c.name == "sizes").holds is holds
+    small = facts.counted(tiny_corpus.table(), settings=facts.Settings(min_side=256))
+    assert "3 below" in next(c for c in small.checks if c.name == "sizes").found  # k4, p0 and p1
 
 
 def test_all_checks_hold_on_the_corpus_as_it_is_and_without_tables_they_are_left_open(

@@ -37,9 +37,10 @@ _COPIES = ["row_id_a", "row_id_b", "kind"]
 
 @dataclass(frozen=True)
 class Check:
-    """A statement that was checked on the tables. holds: None where what it needs is not there; `found` says what was
-    seen."""
+    """A statement that was checked on the tables, under a `name` that stays. holds: None where what it needs is not
+    there; `found` says what was seen."""
 
+    name: str
     states: str
     holds: bool | None
     found: str
@@ -184,6 +185,7 @@ def _checks(
     orphans, removed = copies.orphans(corpus), len(corpus) - corpus["duplicate_of"].null_count
     return (
         Check(
+            "rows_accounted",
             "Every listed row is accepted, rejected or failed, and every lost one fell to one filter.",
             added == corpus.num_rows == total.accepted.total + sum(f.lost.total for f in total.filters)
             and outcomes[records.ACCEPTED] == total.accepted.total,
@@ -191,29 +193,38 @@ def _checks(
         ),
         _check_listing(corpus, listed),
         _none(
+            "one_split",
             "No group of patient, lesion and copies has accepted rows in two splits.",
             groups.crossing,
             groups.accepted,
             "groups",
         ),
         _check_hints(corpus, hints),
-        _none("Every row lost as a copy names an accepted row that stays in its place.", orphans, removed, "rows"),
+        _none(
+            "copies_stay",
+            "Every row lost as a copy names an accepted row that stays in its place.",
+            orphans,
+            removed,
+            "rows",
+        ),
         *_check_copies(corpus, facts.copies, copies_table),
         _check_sizes(corpus, facts),
     )
 
 
-def _none(states: str, count: int, of: int, what: str) -> Check:
-    return Check(states, count == 0, f"{count:,} of {of:,} {what} break it")
+def _none(name: str, states: str, count: int, of: int, what: str) -> Check:
+    return Check(name, states, count == 0, f"{count:,} of {of:,} {what} break it")
 
 
 def _check_listing(corpus: pa.Table, listed: pa.Table | None) -> Check:
     states = "Every source has as many rows as were listed when the ingest began."
     if listed is None:
-        return Check(states, None, "the listing is not sealed")
+        return Check("listing", states, None, "the listing is not sealed")
     ours, theirs = (dict(_count_by(t)) for t in (corpus, listed))
     wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    return Check(states, not wrong, f"{listed.num_rows:,} listed" + (f"; not so: {', '.join(wrong)}" if wrong else ""))
+    return Check(
+        "listing", states, not wrong, f"{listed.num_rows:,} listed" + (f"; not so: {', '.join(wrong)}" if wrong else "")
+    )
 
 
 def _count_by(table: pa.Table) -> list[tuple[str, int]]:
@@ -224,23 +235,29 @@ def _count_by(table: pa.Table) -> list[tuple[str, int]]:
 def _check_hints(corpus: pa.Table, hints: pa.Table | None) -> Check:
     states = "No accepted row in train or val shares a group with an image that its publisher holds out as test."
     if hints is None:
-        return Check(states, None, "the intake, which holds published splits, is not sealed")
+        return Check("held_out", states, None, "the intake, which holds published splits, is not sealed")
     held = int(pc.sum(pc.equal(hints["split"], "test")).as_py() or 0)
     leaks = copies.held_out_leaks(corpus, hints)
-    return Check(states, leaks == 0, f"{held:,} rows are published as test; {leaks:,} rows share a group with one")
+    return Check(
+        "held_out", states, leaks == 0, f"{held:,} rows are published as test; {leaks:,} rows share a group with one"
+    )
 
 
 def _check_copies(corpus: pa.Table, found: copies.Copies, copies_table: pa.Table | None) -> tuple[Check, ...]:
     states = "Both images of every pair of copies are in one group."
     sums = "Every row of the table of copies is in the matrix, or is accounted for."
     if copies_table is None or found.reconciled is None:
-        return Check(states, None, "the table of copies is not sealed"), Check(sums, None, "as above")
+        return Check("copies_grouped", states, None, "the table of copies is not sealed"), Check(
+            "copies_counted", sums, None, "as above"
+        )
     apart, r = copies.apart(corpus, copies_table), found.reconciled
     detail = (
         f"{r.rows:,} rows: {r.counted:,} pairs counted, {r.equal_pixels:,} of equal pixels, {r.repeats:,} that repeat "
         f"a pair, {r.unknown:,} of rows that are not in the corpus"
     )
-    return _none(states, apart, r.rows, "pairs"), Check(sums, r.holds and not r.unknown, detail)
+    return _none("copies_grouped", states, apart, r.rows, "pairs"), Check(
+        "copies_counted", sums, r.holds and not r.unknown, detail
+    )
 
 
 def _check_sizes(corpus: pa.Table, facts: CorpusFacts) -> Check:
@@ -250,7 +267,11 @@ def _check_sizes(corpus: pa.Table, facts: CorpusFacts) -> Check:
     short = pc.min_element_wise(kept["source_width"], kept["source_height"], skip_nulls=False)
     known = kept.num_rows - short.null_count
     if least is None or not known:
-        return Check(states, None, "the least side is not recorded" if known else "no published size is known")
+        return Check("sizes", states, None, "the least side is not recorded" if known else "no published size is known")
     small = int(pc.sum(pc.less(short, least)).as_py() or 0)
-    larger = int(pc.sum(pc.greater(kept["scale"], short)).as_py() or 0)
-    return Check(states, not small and not larger, f"{known:,} of known size: {small:,} below, {larger:,} enlarged")
+    # A picture that was padded to a square has its longer side on all sides.
+    side = pc.max_element_wise(kept["source_width"], kept["source_height"]) if facts.settings.frame == "pad" else short
+    larger = int(pc.sum(pc.greater(kept["scale"], side)).as_py() or 0)
+    return Check(
+        "sizes", states, not small and not larger, f"{known:,} of known size: {small:,} below, {larger:,} enlarged"
+    )

@@ -151,6 +151,15 @@ def evaluate(
 
 
 @app.command()
+def report(run: RunOption) -> None:
+    """One page on what the run holds by now: corpus, samples, worth. Reads only, so it can be made at any time."""
+    from factory import line
+    from factory.run import Run
+
+    line.report(Run(run), line.recipe_of(run) or Recipe(), typer.echo)
+
+
+@app.command()
 def release(
     run: RunOption,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the release; default RUN/release.")] = None,

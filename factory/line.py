@@ -56,12 +56,13 @@ def recipe_of(uri: str) -> Recipe | None:
 
 
 def ingest(run: Run, recipe: Recipe, echo: Echo = print) -> None:
-    """Sources to the sealed corpus."""
+    """Sources to the sealed corpus, and the report on it."""
     from factory.runtime import cluster, data
 
     data.freeze_listing(run, recipe)  # a path that is not there is said before a cluster is started
     with cluster.connect() as resources:
         data.ingest(run, recipe, cluster.pools(resources, recipe), echo)
+    report(run, recipe, echo)
 
 
 def caption(run: Run, recipe: Recipe, echo: Echo = print) -> None:
@@ -282,17 +283,29 @@ def _write(run: Run, name: str, result: dict[str, Any]) -> None:
     run.store.replace(f"lab/{name}.json", (json.dumps(result, indent=2, sort_keys=True, default=str) + "\n").encode())
 
 
+def report(run: Run, recipe: Recipe, echo: Echo = print) -> str:
+    """The report on what the run holds by now: RUN/report/index.html and corpus.json. Returns the page's address.
+
+    It only reads the tables, so it can be made while another step works. A run that holds nothing is a ValueError.
+    """
+    from factory.release.report import write_report
+
+    if run.header() is None and not run.tables():
+        raise ValueError(f"--run must name a run that holds something, got {run.uri}; begin with `factory ingest`.")
+    page = f"{run.uri}/{write_report(run, base_parents(recipe))}"
+    echo(f"report      {page}")
+    return page
+
+
 def release(run: Run, recipe: Recipe, out: Path | None, echo: Echo = print) -> Path:
     """The report, then sealed shards with their dataset card. Returns where the shards are.
 
     Without an accepted sample there is a report, which says why, and a ValueError instead of a release.
     """
     from factory.release.publish import publish
-    from factory.release.report import write_report
 
     parents = base_parents(recipe)
-    page = f"{run.uri}/{write_report(run, parents)}"
-    echo(f"report      {page}")
+    page = report(run, recipe, echo)
     if not _num_accepted(run):
         raise ValueError(
             f"a release must hold at least one accepted sample, got none; {page} says why they were refused."

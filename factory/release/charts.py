@@ -49,6 +49,15 @@ def rate_bar(share: float, low: float, high: float, title: str) -> Markup:
     return _svg("rate", "-4 0 1008 20", title, body, stretch=True)
 
 
+def before_after(before: float, after: float, title: str) -> Markup:
+    """Two shares of 1, one bar above the other: without and with weights."""
+    body = (
+        f'<rect class="before" x="0" y="2" width="{max(_at(before), 2):.1f}" height="7"/>'
+        f'<rect class="after" x="0" y="11" width="{max(_at(after), 2):.1f}" height="7"/>'
+    )
+    return _svg("pair", "0 0 1000 20", title, body, stretch=True)
+
+
 def _at(share: float) -> float:
     return 1000.0 * min(1.0, max(0.0, share))
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from factory.records import ACCEPTED, REJECTED
 from factory.release import licences
+from factory.release.corpus.facts import COLUMNS, CorpusFacts, of_run
 from factory.release.pictures import stratified
 from factory.release.provenance import Fit, RunFacts, as_store, fits_of, parents_of, read_json, run_facts
 from factory.run import Run
@@ -35,7 +36,7 @@ COMMANDS: dict[str, str] = {
 NUM_ACCEPTED, NUM_REJECTED, NUM_REAL_EACH = 48, 16, 5
 _MAX_PARTS = 16  # pictures come from so many parts at most, so that a report on a million samples reads 1 GB, not 100
 
-_CORPUS = ["row_id", "source", "diagnosis", "skin_type", "split", "outcome", "reason", "true_asymmetry"]
+_CORPUS = [*COLUMNS, "true_asymmetry"]
 _PLAN = ["diagnosis", "skin_type"]
 _SAMPLES = [
     "sample_id", "generator", "diagnosis", "skin_type", "outcome", "reason", "calls_run", "num_inference_steps",
@@ -48,7 +49,8 @@ _SHOWN_REAL = ["row_id", "source", "source_id", "diagnosis", "skin_type", "image
 class ReportInputs:
     """Everything on the page. Tables carry the columns above and need no images; `shown` and `real` do.
 
-    corpus, captions, plan, samples: rows without pictures, or None where the table is not sealed.
+    corpus, captions, plan, samples: rows without pictures, or None where the table is not sealed. corpus_facts: what
+    is counted on the corpus.
     shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
     worth, gate, caption_accuracy, near_copies: what the lab returned, or None.
     """
@@ -60,6 +62,7 @@ class ReportInputs:
     samples: pa.Table | None = None
     shown: pa.Table | None = None
     real: pa.Table | None = None
+    corpus_facts: CorpusFacts | None = None
     verdict: licences.Verdict | None = None
     fits: list[Fit] = field(default_factory=list)
     worth: dict[str, Any] | None = None
@@ -70,7 +73,9 @@ class ReportInputs:
     @property
     def phantom(self) -> bool:
         """Whether the corpus is phantoms alone, whose truth is known."""
-        return self.corpus is not None and self.corpus.num_rows > 0 and bool(pc.all(_is_phantom(self.corpus)).as_py())
+        if self.corpus is None or self.corpus["true_asymmetry"].null_count == self.corpus.num_rows:
+            return False
+        return bool(pc.all(_is_phantom(self.corpus)).as_py())
 
 
 def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = ()) -> ReportInputs:
@@ -87,6 +92,7 @@ def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = 
         samples=light_samples,
         shown=_shown(samples, light_samples),
         real=_real(corpus, light_corpus),
+        corpus_facts=of_run(store, light_corpus),
         verdict=licences.join(parents) if parents else None,
         fits=fits_of(store),
         worth=read_json(store, "lab/worth.json"),
@@ -150,11 +156,11 @@ def _within_parts(table: Table, light: pa.Table) -> pa.Table:
 
 def _fetch(table: Table, columns: list[str], identity: str, ids: list[str]) -> pa.Table:
     """The rows with these ids, in this order, with their pictures."""
-    wanted = pc.field(identity).isin(ids)
+    wanted = pc.field(identity).isin(pa.array(ids, pa.string()))  # typed: there may be none
     found = [
         pq.read_table(table.store.open(table.part_path(table.sealed().parts[i].part)), columns=columns, filters=wanted)
         for i in _parts(table)
     ]
     rows = pa.concat_tables([t.replace_schema_metadata(None) for t in found])
     place = {identifier: i for i, identifier in enumerate(rows[identity].to_pylist())}
-    return rows.take([place[identifier] for identifier in ids])
+    return rows.take(pa.array([place[identifier] for identifier in ids], pa.int64()))

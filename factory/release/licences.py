@@ -45,6 +45,7 @@ _ALIASES: dict[str, str] = {
     "RESEARCH": "research-only", "ACADEMIC": "research-only", "NON-COMMERCIAL-RESEARCH": "research-only",
     "FLUX-1-DEV-NON-COMMERCIAL-LICENSE": "research-only",
 }  # fmt: skip
+_RESEARCH = re.compile(r"LICENSEREF-.*-RESEARCH-USE")  # terms of a dataset's own, as its reader names them
 _URL = re.compile(r"creativecommons\.org/(?:licenses|publicdomain)/([a-z-]+)", re.IGNORECASE)
 
 
@@ -71,6 +72,8 @@ class Verdict:
 def classify(licence: str | None) -> str:
     """The licence of the lattice that these words mean; `unknown` for none, and for terms that forbid derivatives."""
     plain = _plain(licence or "")
+    if _RESEARCH.fullmatch(plain):
+        return "research-only"
     known = {name.upper(): name for name in CONDITIONS} | _ALIASES
     return known.get(plain) or known.get(re.sub(r"-\d+(\.\d+)*$", "", plain)) or "unknown"
 

@@ -19,6 +19,7 @@ from factory import taxonomy
 from factory.records import ACCEPTED, REJECTED
 from factory.release import charts, counts, measured
 from factory.release.collect import COMMANDS, ReportInputs, collect
+from factory.release.corpus import facts, view
 from factory.release.glossary import TERMS
 from factory.release.pictures import Picture, image_bytes, picture, words
 from factory.release.provenance import Fit, as_store
@@ -27,6 +28,7 @@ from factory.storage import Store
 
 __all__ = ["ReportInputs", "build_report", "collect", "write_report"]
 
+PAGE = "report/index.html"
 TEMPLATES = Path(__file__).parent / "templates"
 _SIDE = 5  # pictures per side of a side-by-side row
 
@@ -37,16 +39,19 @@ def build_report(inputs: ReportInputs) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "percent": percent, "words": words, "decimals": decimals}
-    environment.globals |= {"diagnosis_name": taxonomy.diagnosis_name, "charts": charts}
+    environment.filters |= {"number": number, "percent": percent, "words": words, "decimals": decimals} | view.FILTERS
+    environment.globals |= {"diagnosis_name": taxonomy.diagnosis_name, "charts": charts} | view.GLOBALS
     return environment.get_template("report.html.j2").render(**_view(inputs))
 
 
 def write_report(run: Run | Store | str | Path, weights: Sequence[Any] = ()) -> str:
-    """Collect, build and put RUN/report/index.html in place; its path relative to the run."""
+    """Collect, build and put RUN/report/index.html in place, with what it says of the corpus as JSON beside it; the
+    page's path relative to the run."""
     store = as_store(run)
-    store.replace("report/index.html", build_report(collect(store, weights)).encode())
-    return "report/index.html"
+    inputs = collect(store, weights)
+    store.replace(facts.PATH, facts.to_json(inputs.corpus_facts))
+    store.replace(PAGE, build_report(inputs).encode())
+    return PAGE
 
 
 def number(value: float | None) -> str:
@@ -71,7 +76,7 @@ def _view(inputs: ReportInputs) -> dict[str, Any]:
     run = inputs.facts.uri
     return {
         "inputs": inputs, "facts": inputs.facts, "funnel": funnel, "segments": _segments(funnel),
-        "rates": _rates(inputs.samples), "matrix": _matrix(inputs), "corpus": _corpus_counts(inputs.corpus),
+        "rates": _rates(inputs.samples), "matrix": _matrix(inputs), "corpus": inputs.corpus_facts,
         "accepted": accepted, "rejected": rejected, "side_by_side": _side_by_side(inputs),
         "worth": inputs.worth or {}, "tasks": measured.worth_tasks(inputs.worth),
         "gate": measured.gate_truth(inputs.gate), "captions": measured.caption_truth(inputs.caption_accuracy),
@@ -123,20 +128,6 @@ def _matrix(inputs: ReportInputs) -> Matrix | None:
     columns = [t for t in taxonomy.SKIN_TYPES if any(key[1] == t for key in planned)]
     rows = [d for d in taxonomy.DIAGNOSES if any(key[0] == d for key in planned)]
     return Matrix(columns, [(d, [(accepted[d, t], planned[d, t]) for t in columns]) for d in rows])
-
-
-def _corpus_counts(corpus: pa.Table | None) -> list[dict[str, Any]]:
-    """Rows, accepted rows and splits per source of the corpus."""
-    if corpus is None:
-        return []
-    by_source: dict[str, Counter[str]] = {}
-    for row in corpus.select(["source", "split", "outcome"]).to_pylist():
-        tally = by_source.setdefault(row["source"] or "unnamed", Counter())
-        tally["rows"] += 1
-        tally[row["outcome"]] += 1
-        if row["outcome"] == ACCEPTED and row["split"]:
-            tally[row["split"]] += 1
-    return [{"source": source, "counts": tally} for source, tally in sorted(by_source.items())]
 
 
 def _samples_shown(shown: pa.Table | None) -> tuple[list[tuple[str, list[Picture]]], list[Picture]]:

@@ -22,6 +22,7 @@ def _verdict(*licences: str) -> Verdict:
         ("http://creativecommons.org/licenses/by-nc-sa/4.0/", "CC-BY-NC-SA"),
         ("Apache 2.0", "Apache-2.0"), ("apache-2.0", "Apache-2.0"), ("MIT", "Apache-2.0"),
         ("research only", "research-only"), ("Research-Only", "research-only"),
+        ("LicenseRef-Stanford-DDI-research-use", "research-only"), ("LicenseRef-unstated", "unknown"),
         ("CC-BY-ND-4.0", "unknown"), ("ask the authors", "unknown"), ("", "unknown"), (None, "unknown"),
     ],
 )  # fmt: skip

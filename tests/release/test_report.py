@@ -206,7 +206,7 @@ def test_a_damaged_lab_file_is_named(fresh_run: TinyRun) -> None:
 
 def test_plain_inputs_are_enough() -> None:
     page = Page(build_report(ReportInputs(facts=RunFacts("bare", "/runs/bare"))))
-    assert "bare" in page.words and page.tags["section"] == 11
+    assert "bare" in page.words and page.tags["section"] == 12
 
 
 def test_a_browser_renders_the_page(full_run: TinyRun, tmp_path: Path) -> None:

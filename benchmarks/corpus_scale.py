@@ -108,18 +108,35 @@ def resident(process: psutil.Process) -> tuple[int, str]:
         return 0, ""
 
 
-def sampled(driver: psutil.Process, store: ObjectStore, run: Path) -> Sample:
+class CpuClock:
+    """Seconds of CPU that a process and all below it have spent: what an image costs whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, float], float] = {}
+
+    def seconds(self, family: Sequence[psutil.Process]) -> float:
+        """Of all that were ever seen; what one spends between a last look and its end is lost."""
+        for process in family:
+            try:
+                spent = process.cpu_times()
+                self._seen[process.pid, process.create_time()] = spent.user + spent.system
+            except psutil.Error:
+                continue
+        return sum(self._seen.values())
+
+
+def sampled(driver: psutil.Process, store: ObjectStore, clock: CpuClock, run: Path) -> Sample:
     """One look at the driver, at all below it, and at what is committed."""
     try:
         family = driver.children(recursive=True)
         memory = [resident(process) for process in family]
         held = store.stats(family)
     except psutil.Error:  # it has ended meanwhile
-        memory, held = [], {}
+        family, memory, held = [], [], {}
     largest, name = max(memory, default=(0, ""))
     own = resident(driver)[0]
     return {
-        "time": time.time(), "driver_rss": own, "tree_rss": own + sum(rss for rss, _ in memory),
+        "time": time.time(), "cpu_s": clock.seconds([driver, *family]), "driver_rss": own, "tree_rss": own + sum(rss for rss, _ in memory),
         "largest_rss": largest, "largest": name, "processes": len(memory) + 1, **held,
         "phase": next((table for table in TABLES if not (run / table / "_MANIFEST.json").exists()), "end"),
         "parts": {table: sum(1 for _ in (run / table).glob("part-*.parquet")) for table in ("intake", "corpus")},
@@ -130,14 +147,14 @@ def watched(run: Path, recipe_keys: Sequence[str], count: int, every_s: float, n
     """One driver from its start to its end, noted line by line. SystemExit where it fails."""
     command = [sys.executable, "-m", "factory.cli", "ingest", "--run", str(run), "--corpus", f"phantom={count}"]
     sets = [word for key in recipe_keys for word in ("--set", key)]
-    log, store = notes.with_suffix(".log"), ObjectStore()
+    log, store, clock = notes.with_suffix(".log"), ObjectStore(), CpuClock()
     with notes.open("a") as file, log.open("ab") as out:
         _note(file, {"driver_started": time.time()})
         process = subprocess.Popen([*command, *sets], cwd=ROOT, stdout=out, stderr=out, env=_environment())
         driver = psutil.Process(process.pid)
         try:
             while process.poll() is None:
-                _note(file, sampled(driver, store, run))
+                _note(file, sampled(driver, store, clock, run))
                 _wait(process, every_s)
         finally:
             if process.poll() is None:
@@ -196,12 +213,22 @@ def result_of(run: Path, noted: Sequence[Sample], recipe: Recipe, count: int) ->
         "outcomes": {table: sealed[table]["outcomes"] for table in ("intake", "corpus")},
         "wall_s": round(sum(spent.values()), 1), "phases_s": spent, "ms_per_image": round(sum(cost.values()), 3),
         "ms_per_image_by_phase": cost,
-        "intake_windows": windows, "last_window_over_first": _last_over_first(windows),
+        "cpu_ms_per_image_by_phase": cpu_costs(samples, count), "intake_windows": windows, "last_window_over_first": _last_over_first(windows),
         "driver_mib": driver_memory(samples, recipe.corpus.unit_rows, count), "family": family_memory(samples),
         "object_store": object_store(samples),
         "bytes": {table: phases.stored_bytes(run / table) for table in TABLES},
     }  # fmt: skip
     return result | {"goals": goals_of(result)}
+
+
+def cpu_costs(samples: Sequence[Sample], count: int) -> dict[str, float]:
+    """Milliseconds of CPU per image in each phase, of all processes."""
+    spent = dict.fromkeys((*COSTS, "end"), 0.0)
+    for last, this in pairwise(samples):
+        spent[this["phase"] if this["phase"] in spent else "settle" if this["phase"] == "corpus" else "intake"] += max(
+            this["cpu_s"] - last["cpu_s"], 0.0
+        )
+    return {phase: round(1000 * seconds / count, 3) for phase, seconds in spent.items()}
 
 
 def _last_over_first(windows: list[dict[str, float]]) -> float | None:

@@ -9,6 +9,7 @@ and the placements are ranked by how many of the other frames agree. P pairs, B 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ def _distinct_pairs(described: Description) -> Ints:
 def _nearest(points: Floats) -> Iterator[tuple[int, Floats, Ints]]:
     """The nearest points of each (M, d), itself among them, a chunk at a time: where it starts, distances and places
     (m, K), nearest first, -1 for none."""
+    # Nothing else runs meanwhile, and a task's own limit on threads is for tasks that run beside others.
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     index = _index(points)
     index.add(points)
     wanted = min(NEIGHBOURS + 1, len(points))

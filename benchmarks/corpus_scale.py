@@ -136,7 +136,8 @@ def sampled(driver: psutil.Process, store: ObjectStore, clock: CpuClock, run: Pa
     largest, name = max(memory, default=(0, ""))
     own = resident(driver)[0]
     return {
-        "time": time.time(), "cpu_s": clock.seconds([driver, *family]), "driver_rss": own, "tree_rss": own + sum(rss for rss, _ in memory),
+        "time": time.time(), "cpu_s": clock.seconds([driver, *family]), "driver_rss": own,
+        "tree_rss": own + sum(rss for rss, _ in memory),
         "largest_rss": largest, "largest": name, "processes": len(memory) + 1, **held,
         "phase": next((table for table in TABLES if not (run / table / "_MANIFEST.json").exists()), "end"),
         "parts": {table: sum(1 for _ in (run / table).glob("part-*.parquet")) for table in ("intake", "corpus")},
@@ -213,7 +214,8 @@ def result_of(run: Path, noted: Sequence[Sample], recipe: Recipe, count: int) ->
         "outcomes": {table: sealed[table]["outcomes"] for table in ("intake", "corpus")},
         "wall_s": round(sum(spent.values()), 1), "phases_s": spent, "ms_per_image": round(sum(cost.values()), 3),
         "ms_per_image_by_phase": cost,
-        "cpu_ms_per_image_by_phase": cpu_costs(samples, count), "intake_windows": windows, "last_window_over_first": _last_over_first(windows),
+        "cpu_ms_per_image_by_phase": cpu_costs(samples, count), "intake_windows": windows,
+        "last_window_over_first": _last_over_first(windows),
         "driver_mib": driver_memory(samples, recipe.corpus.unit_rows, count), "family": family_memory(samples),
         "object_store": object_store(samples),
         "bytes": {table: phases.stored_bytes(run / table) for table in TABLES},

@@ -8,17 +8,19 @@ to do. What is accepted comes out as (H, W, 3) uint8 RGB or (H, W) bool, whateve
     alpha              laid over white
     CMYK               converted to RGB (Adobe's inverted values are understood)
     16 bits            scaled to 8 by keeping the high byte
+    ICC profile        its colours in sRGB; a damaged profile, or one of another kind of pixels, is left aside
 """
 
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 RGB = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -166,6 +168,7 @@ def _undecodable(name: str, error: Exception) -> ImageProblem:
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     """Any mode as RGB: see the table at the top."""
+    profile = picture.info.get("icc_profile") or b""
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -176,7 +179,24 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
             "unsupported_pixels",
             f"{name} must hold 8 or 16 bit grey or colour, got pixels of kind {picture.mode!r}; convert it to 8 bits.",
         )
-    return picture.convert("RGB")
+    picture = picture if picture.mode in ("L", "CMYK") else picture.convert("RGB")
+    transform = _to_srgb(profile, picture.mode)
+    converted = None if transform is None else ImageCms.applyTransform(picture, transform)
+    return converted or picture.convert("RGB")
+
+
+@lru_cache(64)  # a dataset has a few profiles, each on many images
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From pixels of a mode under a profile to sRGB; None where nothing is to be done, or can be."""
+    if not profile:
+        return None
+    try:
+        theirs = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(theirs):
+            return None
+        return ImageCms.buildTransform(theirs, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
 
 
 def resized(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]:

@@ -10,7 +10,6 @@ no use in a recipe and are refused, which also keeps a small file from unfolding
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from factory.recipe import Mistake, Recipe, RecipeError, json_schema
+from factory.taxonomy import nearest
 
 MAX_BYTES = 262_144
 _MAX_DEPTH = 20
@@ -99,8 +99,8 @@ def _find(source: str | Path) -> tuple[str, str]:
             shown = _shown(file)
             return shown, _text(shown, file)
     names = recipe_names()
-    near = difflib.get_close_matches(text, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else "or give the path of a YAML file"
+    near = nearest(text, names)
+    hint = f"did you mean {near}?" if near else "or give the path of a YAML file"
     raise RecipeError(
         "the recipe", [Mistake("--recipe", "", f"must be one of {', '.join(names)}, got {text!r}; {hint}")]
     )
@@ -373,9 +373,9 @@ def _schema_at(path: Path_) -> Schema:
 def _nearest(path: Path_) -> str:
     """The right name for an unknown key: beside it, else elsewhere in the recipe."""
     wrong, siblings = str(path[-1]), list(_properties(_schema_at(path[:-1])))
-    near = difflib.get_close_matches(wrong, siblings, n=1)
+    near = nearest(wrong, siblings)
     if near:
-        return f"did you mean {near[0]}?"
+        return f"did you mean {near}?"
     elsewhere = [_dotted(known) for known in _leaves((), _root()) if known[-1] == wrong]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
@@ -389,8 +389,8 @@ def _leaves(path: Path_, schema: Schema) -> Iterator[Path_]:
 
 
 def _did_you_mean(value: object, schema: Schema) -> str:
-    near = difflib.get_close_matches(str(value), [str(word) for word in schema.get("enum", ())], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(str(value), map(str, schema.get("enum", ())))
+    return f"; did you mean {near}?" if near else ""
 
 
 def _rule(schema: Schema) -> str:

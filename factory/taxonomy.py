@@ -7,6 +7,7 @@ diagnosis counts as is the label policy's to say (`labels.yaml`).
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 from factory import labels
 
@@ -68,12 +69,19 @@ def skin_type_of_ita(ita: float) -> str:
     return SKIN_TYPES[-1]
 
 
+def nearest(word: str, vocabulary: Iterable[str]) -> str | None:
+    """The word that was probably meant: one that begins with what was typed, else the one spelled most alike."""
+    known = list(vocabulary)
+    begun = [name for name in known if word and name.startswith(word)]
+    return next(iter(begun or difflib.get_close_matches(word, known, n=1)), None)
+
+
 def check(value: str, vocabulary: tuple[str, ...], field: str) -> str:
     """The value, if the vocabulary has it; else a ValueError that names the nearest right word."""
     if value in vocabulary:
         return value
-    near = difflib.get_close_matches(value, vocabulary, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(vocabulary)}."
+    near = nearest(value, vocabulary)
+    hint = f"did you mean {near!r}?" if near else f"choose one of {', '.join(vocabulary)}."
     raise ValueError(f"{field} must be a known word, got {value!r}; {hint}")
 
 

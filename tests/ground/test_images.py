@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from factory import images
 from factory.images import ImageProblem, decode_mask, decode_rgb
@@ -166,3 +166,32 @@ def test_resizing_averages_areas_and_keeps_masks_binary() -> None:
     assert images.resized(mask, 4, 4).tolist() == [[True, True, False, False]] * 4
     assert images.resized(mask, 8, 8) is mask
     assert images.resized(mask, 16, 16).mean() == pytest.approx(3 / 8, abs=0.07)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def profile_with_red_and_blue_exchanged() -> bytes:
+    """sRGB's own profile with two primaries exchanged and another name: a colour space that is plainly not sRGB."""
+    data = SRGB.replace(b"rXYZ", b"TEMP").replace(b"bXYZ", b"rXYZ").replace(b"TEMP", b"bXYZ")
+    return data.replace(b"s\0R\0G\0B", b"o\0d\0d\0!").replace(b"sRGB", b"odd!")
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("JPEG", "RGB"), ("PNG", "RGBA")])
+def test_colours_are_those_that_the_profile_means(kind: str, mode: str) -> None:
+    red = Image.new("RGB", (32, 32), (200, 30, 30)).convert(mode)
+    pixel = decode_rgb(encoded(red, kind, icc_profile=profile_with_red_and_blue_exchanged()), "a.png")[16, 16]
+    assert pixel[2] > 150 > 80 > pixel[0]
+
+
+@pytest.mark.parametrize(
+    "profile", [b"no profile at all", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
+)
+def test_an_srgb_or_damaged_profile_changes_nothing(profile: bytes) -> None:
+    assert np.array_equal(decode_rgb(encoded(Image.fromarray(GRADIENT), "PNG", icc_profile=profile), "a.png"), GRADIENT)
+
+
+def test_a_profile_of_other_pixels_is_left_aside() -> None:
+    grey = Image.new("L", (32, 32), 90)
+    found = decode_rgb(encoded(grey, "PNG", icc_profile=profile_with_red_and_blue_exchanged()), "a.png")
+    assert (found == 90).all()

@@ -16,11 +16,13 @@ import psutil
 import pytest
 
 from factory import line
+from factory.corpora.phantom import write_phantoms
 from factory.recipe import Recipe, load
 from factory.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 UNITS, ROWS = 12, 2
+INGESTED = 480
 IN_FLIGHT = 3  # one actor with two units in hand, and one being committed
 TIMEOUT_S = 400
 
@@ -43,20 +45,20 @@ def planned(folder: Path, recipe: Recipe) -> Path:
     return folder
 
 
-def parts(run: Path) -> dict[str, tuple[int, str]]:
+def parts(run: Path, table: str = "samples") -> dict[str, tuple[int, str]]:
     """Modification time and SHA-256 of every committed part."""
     return {
         path.name: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted((run / "samples").glob("part-*.parquet"))
+        for path in sorted((run / table).glob("part-*.parquet"))
     }
 
 
 class Driver:
-    """`factory synthesize` in a process group of its own."""
+    """A step of the line as a command in a process group of its own."""
 
-    def __init__(self, run: Path, log: Path) -> None:
+    def __init__(self, run: Path, log: Path, step: str = "synthesize", *arguments: str) -> None:
         self.run, self.log = run, log
-        command = [sys.executable, "-m", "factory.cli", "synthesize", "--run", str(run)]
+        command = [sys.executable, "-m", "factory.cli", step, "--run", str(run), *arguments]
         with log.open("wb") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
         self.family: set[psutil.Process] = set()
@@ -65,17 +67,17 @@ class Driver:
         """Remember what it has started so far; processes are known by pid and start time, so none is mistaken."""
         self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
 
-    def kill_in_the_middle(self) -> dict[str, tuple[int, str]]:
+    def kill_in_the_middle(self, table: str = "samples") -> dict[str, tuple[int, str]]:
         """SIGKILL once a few parts are there and not all; returns those parts."""
         deadline = time.monotonic() + TIMEOUT_S
-        while len(list((self.run / "samples").glob("part-*.parquet"))) < 3:
+        while len(list((self.run / table).glob("part-*.parquet"))) < 3:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
         self.meet_family()
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        return parts(self.run)
+        return parts(self.run, table)
 
     def end_family(self) -> None:
         """Whatever outlived the driver, and only that."""
@@ -92,12 +94,12 @@ def with_suppressed(call: Callable[[], None]) -> None:
 
 
 @pytest.fixture
-def drive(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
-    """`drive(run)` starts a driver; at the end everything that any of them started is gone."""
+def drive(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """`drive(run, step, ...)` starts a driver; at the end everything that any of them started is gone."""
     drivers: list[Driver] = []
 
-    def start(run: Path) -> Driver:
-        drivers.append(Driver(run, tmp_path / f"driver-{len(drivers)}.log"))
+    def start(run: Path, *step: str) -> Driver:
+        drivers.append(Driver(run, tmp_path / f"driver-{len(drivers)}.log", *step))
         return drivers[-1]
 
     yield start
@@ -110,7 +112,7 @@ def drive(tmp_path: Path) -> Iterator[Callable[[Path], Driver]]:
 
 
 def test_a_killed_run_is_finished_by_the_same_command_and_is_the_undisturbed_run(
-    recipe: Recipe, tmp_path: Path, drive: Callable[[Path], Driver]
+    recipe: Recipe, tmp_path: Path, drive: Callable[..., Driver]
 ) -> None:
     run = planned(tmp_path / "killed", recipe)
     before = drive(run).kill_in_the_middle()
@@ -143,6 +145,37 @@ def test_a_killed_run_is_finished_by_the_same_command_and_is_the_undisturbed_run
     assert Run(calm).table("samples").sealed().parts == table.sealed().parts
     images = [row["image"] for row in table.read(["image"]).to_pylist()]
     assert sum(image is not None for image in images) >= 12  # the audits at least were drawn to the end
+
+
+def test_a_killed_ingest_goes_on_without_the_images_that_it_has_read(
+    tmp_path: Path, drive: Callable[..., Driver]
+) -> None:
+    """What finished parts were made from is removed before the second driver: it must not miss it."""
+    images, run = tmp_path / "images", tmp_path / "run"
+    write_phantoms(images, INGESTED, 64, 5)
+    arguments = ["ingest", "--corpus", f"folder={images}", "--set", "corpus.unit_rows=8", "--set", "corpus.min_side=64"]
+    arguments += ["--set", "corpus.scales=[64]"]
+    before = drive(run, *arguments).kill_in_the_middle("intake")
+    assert 3 <= len(before) < INGESTED // 8
+    assert not (run / "intake/_MANIFEST.json").exists()
+    read = [name for part in before for name in _column(run / "intake" / part, "source_id")]
+    for name in read:
+        (images / name).unlink()
+
+    second = drive(run, "ingest")
+    assert second.process.wait(TIMEOUT_S) == 0, second.log.read_text()
+    after = parts(run, "intake")
+    assert {name: after[name] for name in before} == before
+    made = [text for text in second.log.read_text().splitlines() if text.startswith("ingest")][-1]
+    assert f"{INGESTED}/{INGESTED} rows" in made
+    assert Run(run).table("intake").counts() == {"accepted": INGESTED}
+    assert Run(run).verify() == []
+
+
+def _column(part: Path, name: str) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return [str(value) for value in pq.read_table(part, columns=[name])[name].to_pylist()]
 
 
 def _rows(part: Path) -> list[dict[str, Any]]:

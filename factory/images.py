@@ -34,8 +34,12 @@ _OTHER_FORMATS = (
     (4, b"ftyp", "HEIF or AVIF"), (0, b"\x00\x00\x00\x0cjP", "JPEG 2000"), (0, b"<svg", "SVG"),
 )  # fmt: skip
 _OWN_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*")
-# Level 3 is within a few per cent of level 6 in bytes, at several times its speed.
-_PNG_LEVEL = 3
+# Paeth's filter and runs alone: of what OpenCV offers the fewest bytes for photographs, at more than twice the speed of
+# its default (2.3 ms and 66 kB against 5.2 ms and 71 kB for 256 px).
+_PNG = (
+    cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
+    cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_PAETH,
+)  # fmt: skip
 
 
 class ImageProblem(ValueError):
@@ -73,7 +77,7 @@ def decode_mask(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, max_byt
 
 def encode_png(rgb: RGB) -> bytes:
     """Lossless PNG of (H, W, 3) uint8; the same pixels give the same bytes."""
-    ok, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
+    ok, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _PNG)
     assert ok
     return data.tobytes()
 

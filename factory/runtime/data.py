@@ -334,7 +334,7 @@ def _pool(
     if not units:
         return
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
     made = dataset.map_batches(
@@ -347,7 +347,14 @@ def _pool(
         num_gpus=num_gpus or None,
         udf_modifying_row_count=False,
     )
-    committed = made.map_batches(commit.__call__, batch_size=1, batch_format="pyarrow", num_cpus=ACTOR_CPUS)
+    # As many commits at once as there are actors: each worker process costs seconds of imports before its first.
+    committed = made.map_batches(
+        commit.__call__,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=ACTOR_CPUS,
+        compute=TaskPoolStrategy(min(num_actors, len(units))),
+    )
     for batch in committed.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 

@@ -82,6 +82,13 @@ def encode_png(rgb: RGB) -> bytes:
     return data.tobytes()
 
 
+def encode_grey(grey: NDArray[np.uint8]) -> bytes:
+    """Lossless PNG of (H, W) uint8."""
+    ok, data = cv2.imencode(".png", grey, _PNG)
+    assert ok
+    return data.tobytes()
+
+
 def encode_mask(mask: Mask) -> bytes:
     """One-bit PNG of (H, W) bool; the same mask gives the same bytes."""
     out = io.BytesIO()
@@ -97,6 +104,11 @@ def read_png(data: bytes) -> RGB:
             "broken", f"a stored image of {len(data)} bytes must be a PNG; run `factory verify` on the run."
         )
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def read_grey(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of a grey PNG that this project wrote, (H, W) uint8."""
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE), dtype=np.uint8)
 
 
 def read_mask(data: bytes) -> Mask:

@@ -105,7 +105,7 @@ _LISTING = [
     ("expert_asymmetry", pa.float32()), ("expert_colors", pa.list_(pa.string())), ("split_hint", pa.string()),
 ]  # fmt: skip
 # The corpus before its second pass, which needs all rows: with what copies are found by (see quality/copies).
-_INTAKE = [*_CORPUS, ("same_as", pa.string()), ("copy_keys", pa.binary())]
+_INTAKE = [*_CORPUS, ("same_as", pa.string()), ("copy_keys", pa.binary()), ("copy_view", IMAGE)]
 
 # Pairs of intake rows, by position and by id, that show one photograph: `near`, or `published` as such.
 _COPIES = [

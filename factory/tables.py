@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -299,6 +299,11 @@ class Table:
     def read_part(self, part: int, columns: list[str] | None = None) -> pa.Table:
         """One sealed part: a unit of a table that was made unit by unit."""
         return self._read_part(self.sealed().parts[part], columns, None)
+
+    def reader(self, columns: list[str] | None = None) -> Callable[[int], pa.Table]:
+        """`read_part` for one who reads many: the manifest, which lists them all, is read once."""
+        infos = self.sealed().parts
+        return lambda part: self._read_part(infos[part], columns, None)
 
     def _read_part(self, info: PartInfo, columns: list[str] | None, filter: pc.Expression | None) -> pa.Table:
         path = self.part_path(info.part)

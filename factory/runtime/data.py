@@ -225,8 +225,8 @@ class IngestUnit(_UnitStage):
     def __init__(self, run_uri: str, recipe: Recipe) -> None:
         from factory.stages.curate import CurateImages
 
-        self.listing, self.curate = Run(run_uri).table("listing"), CurateImages(recipe.corpus)
-        self.part_of = lru_cache(2)(self.listing.read_part)  # units come in order, or nearly
+        self.curate = CurateImages(recipe.corpus)
+        self.part_of = lru_cache(2)(Run(run_uri).table("listing").reader())  # units come in order, or nearly
 
     def rows(self, unit: int) -> pa.Table:
         from factory.corpora.base import Entry
@@ -254,12 +254,12 @@ class SettleUnit(_UnitStage):
     def __init__(self, run_uri: str, decided: Any) -> None:
         import ray
 
-        self.intake, self.decided = Run(run_uri).table("intake"), ray.get(decided)
-        sizes = [info.rows for info in self.intake.sealed().parts]
-        self.start = [0, *accumulate(sizes)]
+        intake = Run(run_uri).table("intake")
+        self.read, self.decided = intake.reader(), ray.get(decided)
+        self.start = [0, *accumulate(info.rows for info in intake.sealed().parts)]
 
     def rows(self, unit: int) -> pa.Table:
-        part = self.intake.read_part(unit)
+        part = self.read(unit)
         decided = self.decided.slice(self.start[unit], part.num_rows)
         for name in ("group_id", "split", "duplicate_of", "outcome", "reason"):
             place = part.schema.get_field_index(name)
@@ -273,11 +273,11 @@ class CaptionUnit(_UnitStage):
     def __init__(self, run_uri: str, recipe: Recipe) -> None:
         from factory.stages.caption import READS, CaptionImages
 
-        self.corpus, self.reads = Run(run_uri).table("corpus"), list(READS)
+        self.read = Run(run_uri).table("corpus").reader(list(READS))
         self.caption = CaptionImages(recipe.caption)
 
     def rows(self, unit: int) -> pa.Table:
-        return records.rows_to_table("captions", self.caption(self.corpus.read_part(unit, self.reads).to_pylist()))
+        return records.rows_to_table("captions", self.caption(self.read(unit).to_pylist()))
 
 
 class SynthesizeUnit(_UnitStage):

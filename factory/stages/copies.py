@@ -14,15 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from factory import records
-from factory.images import RGB, read_png
+from factory.images import read_grey
 from factory.quality import copies
 from factory.recipe import CorpusSection
-from factory.stages.curate import measured
 from factory.stages.settle import NEAR, PUBLISHED, published_copies
 from factory.tables import Table
 
 PAIRS_PER_TASK = 512
-_PARTS_HELD = 16  # the images of so many parts are kept while pairs are compared
+_PARTS_HELD = 64  # the views of so many parts, a megabyte each, are kept while pairs are compared
 _EACH = copies.PLACEMENTS
 PAIRS = pa.schema([
     ("a", pa.int64()), ("b", pa.int64()), ("frames_a", pa.list_(pa.float32(), 3 * _EACH)),
@@ -60,9 +59,9 @@ class CompareCopies:
 
     def __init__(self, intake: Table, enough: float) -> None:
         """enough: the likeness at which a pair counts as copies, beyond which nothing more is tried."""
-        self.intake, self.enough = intake, enough
+        self.enough = enough
         self.starts = np.cumsum([0, *(info.rows for info in intake.sealed().parts)])
-        self._images = lru_cache(_PARTS_HELD)(self._read)
+        self._views = lru_cache(_PARTS_HELD)(intake.reader(["copy_view"]))
 
     def __call__(self, pairs: pa.Table) -> NDArray[np.float32]:
         return np.array([self._likeness(pair) for pair in pairs.to_pylist()], np.float32)
@@ -74,15 +73,12 @@ class CompareCopies:
             for frame_a, frame_b, symmetry in zip(frames_a, frames_b, pair["symmetries"], strict=True)
             if symmetry >= 0
         ]
-        return copies.likeness(self._image(pair["a"]), self._image(pair["b"]), placements, self.enough)
+        return copies.likeness(self._view(pair["a"]), self._view(pair["b"]), placements, self.enough)
 
-    def _image(self, row: int) -> RGB:
-        """The image of a row at the size that it was described at."""
+    def _view(self, row: int) -> NDArray[np.uint8]:
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return measured(read_png(self._images(part)[row - int(self.starts[part])].as_py()["bytes"]))
-
-    def _read(self, part: int) -> pa.ChunkedArray:
-        return self.intake.read_part(part, ["image"])["image"]
+        place = row - int(self.starts[part])
+        return read_grey(self._views(part)["copy_view"][place].as_py()["bytes"])
 
 
 def rows_of(

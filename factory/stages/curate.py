@@ -28,12 +28,13 @@ from factory.images import (
     brightest,
     decode_mask,
     decode_rgb,
+    encode_grey,
     encode_mask,
     encode_png,
     resized,
 )  # fmt: skip
 from factory.quality.attributes import estimate_mask
-from factory.quality.copies import describe, packed
+from factory.quality.copies import describe, packed, view
 from factory.quality.skin_tone import ita, vignette_mask
 from factory.recipe import CorpusSection
 
@@ -123,7 +124,8 @@ def _stored(rgb: RGB, mask: Mask | None, scale: int, mask_source: str) -> Row:
     stored: Row = {
         "record_id": identifier, "image": records.image_struct(encode_png(rgb), f"{identifier}.png"),
         "mask": None, "mask_source": None, "width": width, "height": height, "scale": scale,
-        "copy_keys": packed(describe(small)), "black_border": black_border(small),
+        "copy_keys": packed(describe(small)), "copy_view": records.image_struct(encode_grey(view(small)), "view.png"),
+        "black_border": black_border(small),
         "vignette": float(vignette.mean()),
     }  # fmt: skip
     lesion = None

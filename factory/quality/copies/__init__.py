@@ -6,7 +6,7 @@ likeness(a, b, placements) -> float     how far the two agree in detail when lai
 """
 
 from factory.quality.copies.compare import Placement, likeness
-from factory.quality.copies.frames import DIM, FRAMES, Description, describe, packed, unpacked
+from factory.quality.copies.frames import DIM, FRAMES, Description, describe, packed, unpacked, view
 from factory.quality.copies.search import PLACEMENTS, Candidates, candidates
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "likeness",
     "packed",
     "unpacked",
+    "view",
 ]

@@ -14,12 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.images import RGB
-from factory.quality.copies.frames import INVERSE, MATRICES
+from factory.quality.copies.frames import INVERSE, MATRICES, VIEW_SIDE, Grey
 
 Floats = NDArray[Any]
 
-_SIDE, _SIGMA = 84, 3.0  # px of the short side at which details are compared, and of what is left out
+_SIGMA = 3.0  # px; what a Gaussian of this width keeps is no detail
 _LEAST_CONTRAST, _LEAST_TOLD = 1.0, 100  # grey levels, and places that have them
 _MOST_STRETCH = 1.3  # by which the alignment may change what the frames said
 _PATCH = 11  # px of the side of the places that are compared
@@ -40,9 +39,9 @@ class Placement(NamedTuple):
     symmetry: int
 
 
-def likeness(a: RGB, b: RGB, placements: Iterable[Placement], enough: float = 1.0) -> float:
-    """How far two images (H, W, 3) agree in detail where they overlap, at the best of the placements: 1 the same
-    photograph, 0 no relation. Once a placement reaches `enough`, the rest are not tried."""
+def likeness(a: Grey, b: Grey, placements: Iterable[Placement], enough: float = 1.0) -> float:
+    """How far two images, as `view` shows them (H, W), agree in detail where they overlap, at the best placement: 1 the
+    same photograph, 0 no relation. Once a placement reaches `enough`, the rest are not tried."""
     best = 0.0
     for placement in placements:
         best = max(best, _at(a, b, placement))
@@ -51,27 +50,26 @@ def likeness(a: RGB, b: RGB, placements: Iterable[Placement], enough: float = 1.
     return best
 
 
-def _at(a: RGB, b: RGB, placement: Placement) -> float:
-    grown_a, grown_b = _SIDE / min(a.shape[:2]), _SIDE / min(b.shape[:2])
-    coarser = np.sqrt(abs(np.linalg.det(_between(a, b, placement, grown_a, grown_b)[:, :2])))
+def _at(a: Grey, b: Grey, placement: Placement) -> float:
+    side_a = side_b = float(VIEW_SIDE)
+    coarser = np.sqrt(abs(np.linalg.det(_between(a, b, placement, side_a, side_b)[:, :2])))
     # Both at one resolution, that of the one which shows more of the scene: else the other has detail that it lacks.
-    grown_a, grown_b = (grown_a, grown_b / coarser) if coarser > 1 else (grown_a * coarser, grown_b)
-    first, second = _grey(a, grown_a), _grey(b, grown_b)
-    place = _between(a, b, placement, grown_a, grown_b)
+    side_a, side_b = (side_a, side_b / coarser) if coarser > 1 else (side_a * coarser, side_b)
+    first, second = _sized(a, side_a), _sized(b, side_b)
+    place = _between(a, b, placement, side_a, side_b)
     seen, laid = _seen(second, place, first) > 0, _laid(second, place, first)
-    if (
-        seen.sum() < _LEAST_OVERLAP * min(first.size, second.size)
-        or _correlation(first[seen], laid[seen]) < _LEAST_ALIKE
-    ):
+    if seen.sum() < _LEAST_OVERLAP * min(first.size, second.size):
+        return 0.0
+    if _correlation(first[seen], laid[seen]) < _LEAST_ALIKE:
         return 0.0
     tubes = _vignette(first), _vignette(second)
     refined = _aligned(first, second, place)
     return max(_agreement(first, second, tubes, there) for there in (place, refined) if there is not None)
 
 
-def _grey(rgb: RGB, grown: float) -> Floats:
-    grey = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.asarray(cv2.resize(grey, _size(rgb, grown), interpolation=cv2.INTER_AREA))
+def _sized(grey: Grey, side: float) -> Floats:
+    """(H, W) float32 with a short side of about `side` px."""
+    return np.asarray(cv2.resize(grey.astype(np.float32), _size(grey, side), interpolation=cv2.INTER_AREA))
 
 
 def _correlation(a: Floats, b: Floats) -> float:
@@ -79,17 +77,18 @@ def _correlation(a: Floats, b: Floats) -> float:
     return float((a @ b) / max(float(np.sqrt((a @ a) * (b @ b))), 1e-6))
 
 
-def _size(rgb: RGB, grown: float) -> tuple[int, int]:
-    """Width and height of an image that is `grown` times as large."""
-    return max(1, round(rgb.shape[1] * grown)), max(1, round(rgb.shape[0] * grown))
+def _size(grey: Grey, side: float) -> tuple[int, int]:
+    """Width and height of an image whose short side is to be `side`."""
+    grown = side / min(grey.shape)
+    return max(1, round(grey.shape[1] * grown)), max(1, round(grey.shape[0] * grown))
 
 
-def _between(a: RGB, b: RGB, placement: Placement, grown_a: float, grown_b: float) -> Floats:
-    """(2, 3): from pixels of a to those of b, both at another size, if b's frame is a's under the symmetry."""
-    frame_a, frame_b = placement.frame_a * grown_a, placement.frame_b * grown_b
+def _between(a: Grey, b: Grey, placement: Placement, side_a: float, side_b: float) -> Floats:
+    """(2, 3): from pixels of a to those of b, both at these short sides, if b's frame is a's under the symmetry."""
+    frame_a, frame_b = placement.frame_a * side_a, placement.frame_b * side_b
     half_a, half_b = (
-        np.full(2, frame[2]) if frame[2] > 0 else np.array(_size(rgb, grown)) / 2
-        for frame, rgb, grown in ((frame_a, a, grown_a), (frame_b, b, grown_b))
+        np.full(2, frame[2]) if frame[2] > 0 else np.array(_size(grey, side)) / 2
+        for frame, grey, side in ((frame_a, a, side_a), (frame_b, b, side_b))
     )
     turn = np.diag(half_b) @ MATRICES[INVERSE[placement.symmetry]] @ np.diag(1 / half_a)
     # Frames count from the edge of the first pixel, warps from its middle.

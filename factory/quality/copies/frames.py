@@ -19,9 +19,11 @@ from factory.quality.skin_tone import to_lab
 
 Floats = NDArray[Any]
 Ints = NDArray[np.int64]
+Grey = NDArray[np.uint8]
 
 BLOBS = 6
 FRAMES = 1 + BLOBS
+VIEW_SIDE = 84  # px of the short side at which details are compared
 SIDE = 32  # a frame is reduced to so many pixels before its frequencies are taken
 LUMA, CHROMA = 7, 3  # the lowest frequencies kept, per axis
 DIM = LUMA**2 - 1 + 2 * (CHROMA**2 - 1)
@@ -35,8 +37,8 @@ _VIGNETTE, _VIGNETTE_EDGE = 22.0, 5  # L* of the dark around the view; px of its
 
 
 class Description(NamedTuple):
-    """Frames (F, 3): centre x, centre y and half side in pixels, the whole image first, with 0 for its half side as it
-    need not be square; and their keys (F, D). An image with few blobs has NaN for the rest."""
+    """Frames (F, 3): centre x, centre y and half side in units of the image's short side, the whole image first, with 0
+    for its half side as it need not be square; and their keys (F, D). An image with few blobs has NaN for the rest."""
 
     frames: Floats
     keys: Floats
@@ -45,16 +47,25 @@ class Description(NamedTuple):
 def describe(rgb: RGB) -> Description:
     """The frames of an image (H, W, 3) and their keys."""
     lab = to_lab(rgb)
+    short = min(lab.shape[:2])
     frames, keys = np.full((FRAMES, 3), np.nan, np.float32), np.full((FRAMES, DIM), np.nan, np.float32)
-    frames[0] = lab.shape[1] / 2, lab.shape[0] / 2, 0
+    frames[0] = lab.shape[1] / 2 / short, lab.shape[0] / 2 / short, 0
     keys[0] = _key(cv2.resize(lab, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
     for k, frame in enumerate(_blobs(lab[..., 0]), start=1):
-        frames[k], keys[k] = frame, _key(_window(lab, frame, SIDE))
+        frames[k], keys[k] = frame, _key(_window(lab, frame * short, SIDE))
     return Description(frames, keys)
 
 
+def view(rgb: RGB) -> Grey:
+    """An image (H, W, 3) as it is compared in detail: its lightness, the short side at most `VIEW_SIDE` px."""
+    grey = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    shrink = min(1.0, VIEW_SIDE / min(grey.shape))
+    size = max(1, round(grey.shape[1] * shrink)), max(1, round(grey.shape[0] * shrink))
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
 def _blobs(lightness: Floats) -> Floats:
-    """Frames of the `BLOBS` strongest dark blobs, (K, 3), strongest first."""
+    """Frames of the `BLOBS` strongest dark blobs, (K, 3) in units of the short side, strongest first."""
     height, width = lightness.shape
     shrink = _BLOB_SIDE / min(height, width)
     size = (round(width * shrink), round(height * shrink))
@@ -71,7 +82,7 @@ def _blobs(lightness: Floats) -> Floats:
     found = [_refined(response, s[k], y[k], x[k]) for k in best]
     scale, y, x = np.array(found).reshape(-1, 3).T
     half = _FRAME_SIGMAS * _BLOB_SIDE * _SIGMAS[0] * (_SIGMAS[1] / _SIGMAS[0]) ** scale
-    return np.stack([x + 0.5, y + 0.5, half], axis=1) / shrink
+    return np.stack([x + 0.5, y + 0.5, half], axis=1) / _BLOB_SIDE
 
 
 def _lit(lightness: Floats) -> Floats:

@@ -59,7 +59,8 @@ def ingest(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """Sources to the sealed corpus, and the report on it."""
     from factory.runtime import cluster, data
 
-    data.freeze_listing(run, recipe)  # a path that is not there is said before a cluster is started
+    data.embedding_digest(recipe)  # a path that is not there is said before a cluster is started
+    data.freeze_listing(run, recipe)
     with cluster.connect() as resources:
         data.ingest(run, recipe, cluster.pools(resources, recipe), echo)
     report(run, recipe, echo)

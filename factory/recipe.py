@@ -55,6 +55,8 @@ class CorpusSection(Section):
     frame: Literal["keep", "crop", "pad"] = "keep"  # the picture as it is, its central square, or padded to a square
     near_duplicates: Literal["reject", "group"] = "reject"  # of copies one stays, or all do in one group and split
     min_likeness: Share = 0.75  # from which on two images are one photograph
+    embedding: str | None = None  # a transformers image model; images that it cannot tell apart share a group
+    min_cosine: Share = 0.95  # of two embeddings, from which on it cannot
     max_pixels: Count = 64_000_000  # a larger declared size is refused before it is decoded
     max_bytes: Count = 67_108_864
     unit_rows: Count = 256
@@ -260,7 +262,8 @@ FINGERPRINTS: dict[str, tuple[str, ...]] = {
         "corpus.unit_rows",
     ),
     "intake": ("corpus.min_side", "corpus.scales", "corpus.frame", "corpus.max_pixels", "corpus.max_bytes"),
-    "copies": ("corpus.min_likeness",),
+    "embeddings": (),
+    "copies": ("corpus.min_likeness", "corpus.min_cosine"),
     "corpus": ("corpus.near_duplicates", "corpus.val_share", "corpus.test_share"),
     "captions": ("caption",),
     "plan": ("plan",),

@@ -107,18 +107,21 @@ _LISTING = [
 # The corpus before its second pass, which needs all rows: with what copies are found by (see quality/copies).
 _INTAKE = [*_CORPUS, ("same_as", pa.string()), ("copy_keys", pa.binary()), ("copy_view", IMAGE)]
 
-# Pairs of intake rows, by position and by id, that show one photograph: `near`, or `published` as such.
+# One per intake row, in its order; null where the row has no image. Half precision, unit length.
+_EMBEDDINGS = [("row_id", pa.string()), ("embedding", pa.binary())]
+# Pairs of intake rows, by position and by id, that show one photograph: `near`, or `published` as such; or that an
+# embedding cannot tell apart, `embedding`. The likeness is that of their kind.
 _COPIES = [
     ("a", pa.int64()), ("b", pa.int64()), ("row_id_a", pa.string()), ("row_id_b", pa.string()),
     ("source_a", pa.string()), ("source_b", pa.string()), ("kind", pa.string()), ("likeness", pa.float32()),
 ]  # fmt: skip
 
-LISTING, INTAKE, COPIES, CORPUS, CAPTIONS, PLAN, SAMPLES = (
-    _schema(fields) for fields in (_LISTING, _INTAKE, _COPIES, _CORPUS, _CAPTIONS, _PLAN, _SAMPLES)
+LISTING, INTAKE, EMBEDDINGS, COPIES, CORPUS, CAPTIONS, PLAN, SAMPLES = (
+    _schema(fields) for fields in (_LISTING, _INTAKE, _EMBEDDINGS, _COPIES, _CORPUS, _CAPTIONS, _PLAN, _SAMPLES)
 )
 SCHEMAS: dict[str, pa.Schema] = {
-    "listing": LISTING, "intake": INTAKE, "copies": COPIES, "corpus": CORPUS, "captions": CAPTIONS, "plan": PLAN,
-    "samples": SAMPLES,
+    "listing": LISTING, "intake": INTAKE, "embeddings": EMBEDDINGS, "copies": COPIES, "corpus": CORPUS,
+    "captions": CAPTIONS, "plan": PLAN, "samples": SAMPLES,
 }  # fmt: skip
 
 

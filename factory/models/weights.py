@@ -66,10 +66,12 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def tree_digest(directory: str | Path) -> str:
-    """SHA-256 over every safetensors and JSON file below a directory but its card, by name and content."""
+def tree_digest(directory: str | Path, field: str = "weights") -> str:
+    """SHA-256 over every safetensors and config.json below a directory, by name and content.
+
+    Raises ValueError, which names the field, where there are none."""
     base = Path(directory)
     files = sorted([*base.rglob("*.safetensors"), *base.rglob("config.json")])
     if not files:
-        raise ValueError(f"weights must be a directory with safetensors, got {directory}; fit them or name another.")
+        raise ValueError(f"{field} must be a directory with safetensors, got {directory}; fit them or name another.")
     return hashlib.sha256(_listed(base, files)).hexdigest()

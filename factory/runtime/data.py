@@ -89,23 +89,49 @@ def _units_of(listing: Table) -> int:
 
 
 def find_copies(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> Table:
-    """Pairs of intake rows that show one photograph, or that their publisher says are one: the sealed `copies`."""
-    intake, table = run.table("intake"), run.table("copies")
-    fingerprint = _fingerprint(run, recipe, "copies", ["intake"])
+    """Pairs of intake rows that show one photograph, that their publisher says are one, or that an embedding cannot
+    tell apart: the sealed `copies`."""
+    intake, table, parents = run.table("intake"), run.table("copies"), ["intake"]
+    if recipe.corpus.embedding is not None:
+        _embed(run, recipe, pools, echo)
+        parents.append("embeddings")
+    fingerprint = _fingerprint(run, recipe, "copies", parents)
     table.require(fingerprint)
     if table.missing(1):
         import ray
 
         from factory.stages import copies
 
-        # In a process of its own: it holds the descriptions of all images, which the driver need not.
+        # In processes of their own: they hold the descriptions of all images, which the driver need not.
         pairs = ray.get(ray.remote(num_cpus=1)(copies.candidate_pairs).remote(intake))
+        alike = copies.ALIKE.empty_table()
+        if recipe.corpus.embedding is not None:
+            least = recipe.corpus.min_cosine
+            alike = ray.get(ray.remote(num_cpus=1)(copies.alike_pairs).remote(run.table("embeddings"), least))
         likeness = _compared(intake, pairs, recipe.corpus.min_likeness, pools)
-        rows = copies.rows_of(intake, pairs, likeness, recipe.corpus)
+        rows = copies.rows_of(intake, pairs, likeness, alike, recipe.corpus)
         table.commit(0, records.rows_to_table("copies", rows))
-        echo(f"copies      {len(rows)} of {pairs.num_rows} pairs that were compared")
-    table.seal(1, fingerprint, {"intake": intake.digest()})
+        echo(f"copies      {len(rows)}, of {pairs.num_rows} pairs that were compared")
+    table.seal(1, fingerprint, {parent: run.table(parent).digest() for parent in parents})
     return table
+
+
+def embedding_digest(recipe: Recipe) -> str | None:
+    """Of the weights of corpus.embedding, None without; a ValueError where there are none at that path."""
+    from factory.models.weights import tree_digest
+
+    return None if recipe.corpus.embedding is None else tree_digest(recipe.corpus.embedding, "corpus.embedding")
+
+
+def _embed(run: Run, recipe: Recipe, pools: Pools, echo: Echo) -> None:
+    """The sealed `embeddings` of the intake, one part for each of its parts."""
+    intake, table = run.table("intake"), run.table("embeddings")
+    units, digest = len(intake.sealed().parts), embedding_digest(recipe)
+    fingerprint = _fingerprint(run, recipe, "embeddings", ["intake"], {"embedding": digest or ""})
+    arguments = (run.uri, recipe.corpus.embedding)
+    stage = partial(_pool, EmbedUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
+    _fill(table, units, fingerprint, intake.sealed().rows, "embed", echo, stage)
+    table.seal(units, fingerprint, {"intake": intake.digest()})
 
 
 def _compared(intake: Table, pairs: pa.Table, enough: float, pools: Pools) -> NDArray[np.float32]:
@@ -246,6 +272,21 @@ class ComparePairs:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.table({"pair": batch["pair"], "likeness": self.compare(batch)})
+
+
+class EmbedUnit(_UnitStage):
+    """A part of the intake to its embeddings."""
+
+    def __init__(self, run_uri: str, directory: str) -> None:
+        import torch
+
+        from factory.stages.copies import EmbedImages
+
+        self.read = Run(run_uri).table("intake").reader(["row_id", "image"])
+        self.embed = EmbedImages(directory, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def rows(self, unit: int) -> pa.Table:
+        return records.rows_to_table("embeddings", self.embed(self.read(unit).to_pylist()))
 
 
 class SettleUnit(_UnitStage):

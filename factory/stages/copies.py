@@ -14,15 +14,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from factory import records
-from factory.images import read_grey
+from factory.images import read_grey, read_png
 from factory.quality import copies
 from factory.recipe import CorpusSection
-from factory.stages.settle import NEAR, PUBLISHED, published_copies
+from factory.stages.settle import EMBEDDING, NEAR, PUBLISHED, published_copies
 from factory.tables import Table
 
 PAIRS_PER_TASK = 512
 _PARTS_HELD = 64  # the views of so many parts, a megabyte each, are kept while pairs are compared
 _EACH = copies.PLACEMENTS
+_IMAGES_AT_ONCE = 32  # through an embedding
+ALIKE = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("likeness", pa.float32())])
 PAIRS = pa.schema([
     ("a", pa.int64()), ("b", pa.int64()), ("frames_a", pa.list_(pa.float32(), 3 * _EACH)),
     ("frames_b", pa.list_(pa.float32(), 3 * _EACH)), ("symmetries", pa.list_(pa.int64(), _EACH)),
@@ -81,21 +83,54 @@ class CompareCopies:
         return read_grey(self._views(part)["copy_view"][place].as_py()["bytes"])
 
 
+class EmbedImages:
+    """`EmbedImages(directory, device)(rows)`: one row of `embeddings` per intake row (`row_id`, `image`)."""
+
+    def __init__(self, directory: str, device: str = "cpu") -> None:
+        from factory.models.embedder import ImageEmbedder
+
+        self.embed = ImageEmbedder(directory, device)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        shown = [k for k, row in enumerate(rows) if row["image"] is not None]
+        made: list[dict[str, Any]] = [{"row_id": row["row_id"], "embedding": None} for row in rows]
+        for start in range(0, len(shown), _IMAGES_AT_ONCE):
+            batch = shown[start : start + _IMAGES_AT_ONCE]
+            found = self.embed([read_png(rows[k]["image"]["bytes"]) for k in batch])
+            for k, embedding in zip(batch, found.astype(np.float16), strict=True):
+                made[k]["embedding"] = embedding.tobytes()
+        return made
+
+
+def alike_pairs(embeddings: Table, least: float) -> pa.Table:
+    """Pairs (a, b, cosine) of rows by position whose embeddings are among each other's nearest and at least so near."""
+    column = embeddings.read(["embedding"])["embedding"]
+    known = np.flatnonzero(column.is_valid().to_numpy())
+    if not len(known):
+        return ALIKE.empty_table()
+    vectors = np.frombuffer(b"".join(column.drop_null().to_pylist()), np.float16).reshape(len(known), -1)
+    a, b, cosine = copies.alike(vectors.astype(np.float32), least)
+    return pa.table({"a": known[a], "b": known[b], "likeness": cosine}, schema=ALIKE)
+
+
 def rows_of(
-    intake: Table, pairs: pa.Table, likeness: NDArray[np.float32], section: CorpusSection
+    intake: Table, pairs: pa.Table, likeness: NDArray[np.float32], alike: pa.Table, section: CorpusSection
 ) -> list[dict[str, object]]:
-    """Rows of `copies`: the pairs that are alike enough, and those that publishers state."""
+    """Rows of `copies`: what publishers state, the pairs that are alike enough in detail, and `alike_pairs`."""
     light = intake.read(["row_id", "source", "source_id", "same_as"])
-    a, b = published_copies(light, light["same_as"])
-    alike = np.flatnonzero(likeness >= section.min_likeness)
-    near_a, near_b = (pairs[name].to_numpy()[alike] for name in ("a", "b"))
+    near = pairs.select(["a", "b"]).append_column("likeness", pa.array(likeness))
+    near = near.filter(pa.array(likeness >= section.min_likeness))
     ids, sources = light["row_id"], light["source"]
-    stated = [(int(i), int(j), PUBLISHED, None) for i, j in zip(a, b, strict=True)]
-    found = [(int(i), int(j), NEAR, float(s)) for i, j, s in zip(near_a, near_b, likeness[alike], strict=True)]
+    a, b = published_copies(light, light["same_as"])
+    found: list[tuple[int, int, str, float | None]] = [
+        (int(i), int(j), PUBLISHED, None) for i, j in zip(a, b, strict=True)
+    ]
+    for kind, table in ((NEAR, near), (EMBEDDING, alike)):
+        found += [(row["a"], row["b"], kind, row["likeness"]) for row in table.to_pylist()]
     return [
         {
             "a": i, "b": j, "row_id_a": ids[i].as_py(), "row_id_b": ids[j].as_py(), "source_a": sources[i].as_py(),
             "source_b": sources[j].as_py(), "kind": kind, "likeness": score,
         }
-        for i, j, kind, score in (*stated, *found)
+        for i, j, kind, score in found
     ]  # fmt: skip

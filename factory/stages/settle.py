@@ -29,8 +29,9 @@ LIGHT_COLUMNS = (
     "row_id", "record_id", "source", "source_id", "patient_id", "lesion_id", "split", "diagnosis", "mask_source",
     "scale", "outcome", "reason",
 )  # fmt: skip
-# How a pair of copies is known.
-PUBLISHED, NEAR = "published", "near"
+# How a pair of copies is known. An embedding says that two images are much alike, not that they are one photograph: it
+# keeps them in one group, and rejects neither.
+PUBLISHED, NEAR, EMBEDDING = "published", "near", "embedding"
 
 Ints = NDArray[np.int64]
 
@@ -118,8 +119,8 @@ def duplicates(
     light: pa.Table, copies: pa.Table, accepted: NDArray[np.bool_], section: CorpusSection
 ) -> tuple[Ints, NDArray[np.object_]]:
     """For each row the position of the copy that stays in its place, -1 where it stays itself, and the reason."""
-    if section.near_duplicates == "group":
-        copies = copies.slice(0, 0)
+    same = pc.not_equal(copies["kind"], EMBEDDING)
+    copies = copies.slice(0, 0) if section.near_duplicates == "group" else copies.filter(same)
     usable = accepted[copies["a"].to_numpy()] & accepted[copies["b"].to_numpy()]
     copies = copies.filter(pa.array(usable))
     pixels = np.where(accepted, _codes(light, "record_id"), -1)

@@ -72,6 +72,19 @@ def ingest(tmp_path: Path, factory_command: Callable[..., Any]) -> Ingest:
     return run
 
 
+@pytest.fixture
+def image_model(tmp_path: Path) -> Path:
+    """A small DINOv2 of the real class; random weights tell images apart well enough."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
+
+    torch.manual_seed(3)
+    tiny = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**tiny)).save_pretrained(tmp_path / "dinov2")
+    ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "dinov2")
+    return tmp_path / "dinov2"
+
+
 def settled(run: Path) -> list[tuple[Any, ...]]:
     rows = Run(run).table("corpus").read(list(SETTLED)).to_pylist()
     return sorted(tuple(row[name] for name in SETTLED) for row in rows)
@@ -134,3 +147,27 @@ def test_copies_of_published_photographs_leave_the_published_test_split_whole(
     rows = Run(run).table("corpus").read(["source_id", "outcome", "split"]).to_pylist()
     kept = {row["source_id"]: row for row in rows}
     assert all(kept[original]["outcome"] == "accepted" and kept[original]["split"] == "test" for original, _ in pairs)
+
+
+def test_an_embedding_keeps_what_it_cannot_tell_apart_in_one_group_and_rejects_nothing(
+    tmp_path: Path, ingest: Ingest, image_model: Path
+) -> None:
+    folder, seed = tmp_path / "images", load(None).corpus.phantoms.seed
+    own_images(folder)
+    drawn = {f"phantom-{seed}-{d.index:06d}": d.image for d in phantom.draw_many(seed, range(3), SIZE)}
+    pairs = plant(folder, drawn)  # encoded again, of 224 px, flipped
+    run = ingest(
+        "run", "--corpus", "phantom=12", "--corpus", f"folder={folder}", "--set", f"corpus.phantoms.size={SIZE}",
+        "--set", f"corpus.embedding={image_model}", "--set", "corpus.min_cosine=0.9999",
+        "--set", "corpus.min_likeness=1.0",  # so that the embedding alone finds them
+    )  # fmt: skip
+    assert Run(run).tables()[:5] == ["listing", "intake", "embeddings", "copies", "corpus"]
+    rows = {row["source_id"]: row for row in Run(run).table("corpus").read().to_pylist()}
+    assert {row["outcome"] for row in rows.values()} == {"accepted"}
+    for original, copy in pairs[:2]:
+        assert rows[original]["group_id"] == rows[copy]["group_id"]
+        assert rows[original]["split"] == rows[copy]["split"]
+    assert {copy["kind"] for copy in Run(run).table("copies").read().to_pylist()} == {"embedding"}
+    report = json.loads((run / "report/corpus.json").read_text())
+    assert report["copies"]["kinds"]["embedding"] >= 2
+    assert Run(run).verify() == []

@@ -7,7 +7,7 @@ likeness(a, b, placements) -> float     how far the two agree in detail when lai
 
 from factory.quality.copies.compare import Placement, likeness
 from factory.quality.copies.frames import DIM, FRAMES, Description, describe, packed, unpacked, view
-from factory.quality.copies.search import PLACEMENTS, Candidates, candidates
+from factory.quality.copies.search import PLACEMENTS, Candidates, alike, candidates
 
 __all__ = [
     "DIM",
@@ -16,6 +16,7 @@ __all__ = [
     "Candidates",
     "Description",
     "Placement",
+    "alike",
     "candidates",
     "describe",
     "likeness",

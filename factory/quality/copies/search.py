@@ -51,6 +51,20 @@ def candidates(described: Description) -> Candidates:
     return Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
+def alike(vectors: Floats, least: float) -> tuple[Ints, Ints, Floats]:
+    """Pairs a < b of vectors (N, d) of unit length with a cosine of at least `least`, among the nearest of each, and
+    that cosine: (P,) each."""
+    found: dict[tuple[int, int], float] = {}
+    for start, distance, near in _nearest(np.ascontiguousarray(vectors)):
+        cosine = 1 - distance**2 / 2
+        own, place = np.nonzero((near >= 0) & (cosine >= least))
+        for one, other, value in zip(own + start, near[own, place], cosine[own, place], strict=True):
+            if one != other:
+                found[min(int(one), int(other)), max(int(one), int(other))] = float(value)
+    pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1], np.array([found[one, other] for one, other in pairs.tolist()], np.float32)
+
+
 def _distinct_pairs(described: Description) -> Ints:
     """Pairs (P, 2), a < b in order, of images whose keys are closer to each other than keys are in general."""
     rows, frames = np.nonzero(np.isfinite(described.keys[..., 0]))

@@ -18,7 +18,7 @@ from factory.release import card, formats, licences
 from factory.release.marking import read_mark
 from factory.release.publish import Release, publish
 
-SECTION = ReleaseSection(name="tiny <set>", shard_bytes=180_000)
+SECTION = ReleaseSection(name="tiny <set>", shard_bytes=120_000)
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def test_a_finished_step_does_nothing_when_it_is_run_again(lenient: Path, make_r
     before, manifests = stamps(lenient), {path: path.read_bytes() for path in lenient.rglob("_MANIFEST.json")}
     for step in ("ingest", "caption", "plan", "synthesize"):
         said = drive(lenient, make_recipe("synthesize.num_actors=1"), step)
-        assert step == "plan" or "nothing to do" in said[-1]
+        assert step == "plan" or any("nothing to do" in text for text in said)
     assert stamps(lenient) == before
     assert {path: path.read_bytes() for path in lenient.rglob("_MANIFEST.json")} == manifests
 

@@ -22,7 +22,7 @@ NEIGHBOURS = 8  # keys of other images that are looked at for each key
 LEAST_DISTINCT = 0.7  # about two pairs in ten images are then no copies, in 15,000 phantoms as in 60,000
 PLACEMENTS = 3  # of b on a, per pair, that are worth a look at the pixels
 
-_CLOSEST = 0.01  # a ratio of distances; closer is not more distinct
+_CLOSEST, _TELLING = 0.01, 0.95  # ratios of distances: closer is not more distinct, and further says next to nothing
 _EXACT = 30_000  # keys; so many are compared each with each
 _PROBES = 12  # cells of the inverted file that are searched
 _REACH = 1.2  # keys further apart than this count nothing (unit length, so at most 2)
@@ -75,7 +75,7 @@ def _distinct_pairs(described: Description) -> Ints:
     for start, distance, near in _nearest(invariants(described.keys[rows, frames].astype(np.float32))):
         ratio = distance / np.maximum(distance[:, -1:], 1e-6)
         own = rows[start : start + len(near), None]
-        match = (near >= 0) & (rows[near] != own) & (ratio < 1)
+        match = (near >= 0) & (rows[near] != own) & (ratio < _TELLING)
         a, b = np.broadcast_to(own, near.shape)[match], rows[near[match]]
         codes.append(np.minimum(a, b) * count + np.maximum(a, b))
         distinct.append(-np.log(np.maximum(ratio[match], _CLOSEST)))
@@ -103,7 +103,6 @@ def _index(points: Floats) -> Any:
     cells = int(4 * np.sqrt(len(points)))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], cells)
     index.cp.niter, index.cp.max_points_per_centroid, index.nprobe = 8, 64, _PROBES
-    index.own_fields = False
     sample = np.random.default_rng(0).permutation(len(points))[: 48 * cells]
     index.train(points[np.sort(sample)])
     return index

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Echo = Callable[[str], None]
 UNITS_PER_LISTING_PART = 64
+LIGHT_UNITS = 4  # per actor at least, where a unit takes less than the seconds of imports of one more process
 
 
 def ingest(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
@@ -40,7 +41,8 @@ def ingest(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
     listing = run.table("listing")
     total, units = listing.sealed().rows, _units_of(listing)
     intake, fingerprint = run.table("intake"), _fingerprint(run, recipe, "intake", ["listing"])
-    _fill(intake, units, fingerprint, total, "ingest", echo, partial(_pool, IngestUnit, (run.uri, recipe), pools.tasks))
+    stage = partial(_pool, IngestUnit, (run.uri, recipe), pools.tasks, units_per_actor=LIGHT_UNITS)
+    _fill(intake, units, fingerprint, total, "ingest", echo, stage)
     intake.seal(units, fingerprint, {"listing": listing.digest()})
     copies = find_copies(run, recipe, pools, echo)
     corpus, fingerprint = run.table("corpus"), _fingerprint(run, recipe, "corpus", ["intake", "copies"])
@@ -50,7 +52,7 @@ def ingest(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
 
         # In a process of its own: it holds every row's ids, which the driver need not.
         decided = ray.remote(num_cpus=1)(_settled).remote(intake, copies, recipe)
-        stage = partial(_pool, SettleUnit, (run.uri, decided), pools.tasks)
+        stage = partial(_pool, SettleUnit, (run.uri, decided), pools.tasks, units_per_actor=LIGHT_UNITS)
         _fill(corpus, units, fingerprint, total, "settle", echo, stage)
     corpus.seal(units, fingerprint, {"intake": intake.digest(), "copies": copies.digest()})
 
@@ -165,7 +167,7 @@ def caption(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
     sealed = corpus.sealed()
     table, fingerprint = run.table("captions"), _fingerprint(run, recipe, "captions", ["corpus"])
     total = corpus.counts().get(records.ACCEPTED, 0)
-    stage = partial(_pool, CaptionUnit, (run.uri, recipe), pools.tasks)
+    stage = partial(_pool, CaptionUnit, (run.uri, recipe), pools.tasks, units_per_actor=LIGHT_UNITS)
     _fill(table, len(sealed.parts), fingerprint, total, "caption", echo, stage)
     table.seal(len(sealed.parts), fingerprint, {"corpus": corpus.digest()})
 
@@ -367,6 +369,7 @@ def _pool(
     commit: CommitTable,
     *,
     num_gpus: float = 0.0,
+    units_per_actor: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Runs a stage on an actor pool over units, commits each, and yields what was committed.
 
@@ -377,24 +380,25 @@ def _pool(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+    num_actors = min(num_actors, -(-len(units) // units_per_actor))
     dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
     made = dataset.map_batches(
         stage,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(num_actors, len(units)), max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=2),
         fn_constructor_args=arguments,
         num_cpus=ACTOR_CPUS,
         num_gpus=num_gpus or None,
         udf_modifying_row_count=False,
     )
-    # As many commits at once as there are actors: each worker process costs seconds of imports before its first.
+    # As many commits at once as there are actors: theirs are processes too.
     committed = made.map_batches(
         commit.__call__,
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=ACTOR_CPUS,
-        compute=TaskPoolStrategy(min(num_actors, len(units))),
+        compute=TaskPoolStrategy(num_actors),
     )
     for batch in committed.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()

@@ -78,10 +78,10 @@ def alpha_interval(
     num_groups = int(labels.max()) + 1 if len(labels) else 0
     value = _alpha(counts, values, level, np.ones(len(counts)))
     rng = np.random.default_rng(seed)
-    drawn = [
-        _alpha(counts, values, level, np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)[labels])
-        for _ in range(num_resamples if num_groups > 1 and not math.isnan(value) else 0)
-    ]  # fmt: skip
+    drawn = []
+    for _ in range(num_resamples if num_groups > 1 and not math.isnan(value) else 0):
+        times = np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)
+        drawn.append(_alpha(counts, values, level, times[labels]))
     kept = np.array([one for one in drawn if not math.isnan(one)])
     tail = (1 - confidence) / 2
     low, high = np.quantile(kept, [tail, 1 - tail]) if len(kept) else (math.nan, math.nan)

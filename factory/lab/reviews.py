@@ -141,10 +141,7 @@ def summarize(reviews: Sequence[Review], key: Mapping[str, Any], seed: int = 0) 
     said = [{(r.item, r.letter): r for r in review.ratings} for review in reviews]
     scores = _table(said, units, lambda r: math.nan if r.plausibility is None else float(r.plausibility))
     judged = _table(said, units, lambda r: math.nan if r.plausibility is None and not r.defects else 1.0)
-    tagged = {
-        tag: np.where(np.isnan(judged), math.nan, np.nan_to_num(_table(said, units, lambda r, t=tag: float(t in r.defects))))
-        for tag in key["defects"]
-    }  # fmt: skip
+    tagged = {tag: np.where(np.isnan(judged), math.nan, _named(said, units, tag)) for tag in key["defects"]}
     behind = np.array([key["items"][item][letter] for item, letter in units])
     images = np.array([item for item, _ in units])
     return {
@@ -169,6 +166,10 @@ def summarize(reviews: Sequence[Review], key: Mapping[str, Any], seed: int = 0) 
 def _table(said: Sequence[Mapping[Unit, Rating]], units: Sequence[Unit], value: Callable[[Rating], float]) -> Floats:
     """(raters, units), NaN where a rater said nothing."""
     return np.array([[value(of[unit]) if unit in of else math.nan for unit in units] for of in said], dtype=np.float64)
+
+
+def _named(said: Sequence[Mapping[Unit, Rating]], units: Sequence[Unit], tag: str) -> Floats:
+    return _table(said, units, lambda rating: float(tag in rating.defects))
 
 
 def _backend(scores: Floats, tagged: Mapping[str, Floats], images: np.ndarray, seed: int) -> dict[str, Any]:

@@ -69,9 +69,10 @@ def key_of(items: Sequence[Item], title: str, seed: int) -> dict[str, Any]:
     """
     _check(items)
     ordered = {item.item_id: _order(item, seed) for item in items}
+    texts = [part for item in items for part in (item.item_id, *sorted(item.captions.items()))]
     return {
         "format": FORMAT, "version": VERSION, "title": title, "seed": seed,
-        "study": digest(FORMAT, title, seed, *(part for i in items for part in (i.item_id, *sorted(i.captions.items())))),
+        "study": digest(FORMAT, title, seed, *texts),
         "backends": sorted({name for item in items for name in item.captions}),
         "defects": [defect.tag for defect in DEFECTS], "max_remark": MAX_REMARK,
         "items": {item_id: dict(zip(LETTERS, names, strict=False)) for item_id, names in ordered.items()},

@@ -189,12 +189,12 @@
     if (found?.format !== study.format || found.study !== study.study) throw new Error(`${file.name} must be a review of this study; choose a file that this page saved.`);
     if (!RATER.test(found.rater)) throw new Error(`${file.name}: rater must be a rater id; choose a file that this page saved.`);
     if (rater && found.rater !== rater) throw new Error(`${file.name} is rater ${found.rater}'s and you are ${rater}; open the page anew to go on as ${found.rater}.`);
-    const read = checked(found.ratings);
+    const taken = checked(found.ratings);
     if (!rater) begin(found.rater);
-    take(read);
+    take(taken);
     keep();
     open();
-    say(`Loaded ${plural(read.length, "rating")} of rater ${rater}`);
+    say(`Loaded ${plural(taken.length, "rating")} of rater ${rater}`);
   };
   const begin = (name) => {
     rater = name;

@@ -21,7 +21,7 @@ from factory.run import Run
 
 COMPARISON, RESULT = "lab/caption_comparison.json", "lab/caption_review.json"
 PAGE, KEY = "lab/caption_review/index.html", "lab/caption_review/key.json"
-LONGEST = 640  # px of the longer side on the page, so that 100 photographs stay a file that can be mailed
+LONGEST = 512  # px of the longer side on the page
 
 Echo = Callable[[str], None]
 
@@ -43,7 +43,7 @@ def prepare(run: Run, others: Sequence[str], count: int, seed: int, echo: Echo) 
     _write(run, COMPARISON, compare(chosen, ids, seed))
     echo(f"compared    {', '.join(chosen)} on {len(ids)} images by diagnosis and skin type")
     items = _items(drawn, chosen)
-    title = f"Captions of {run.uri.rstrip('/').rsplit('/', 1)[-1]}"
+    title = f"Captions of {len(items)} images"  # not the run's name, which may be a captioner's
     key = key_of(items, title, seed)
     _keep_former(run, key["study"], echo)
     run.store.replace(PAGE, build_review(items, title, seed).encode())

@@ -18,7 +18,7 @@ from reviewing import Browser, chromium
 from factory.images import encode_png
 from factory.lab.reviews import read_reviews, summarize
 from factory.phantom import draw
-from factory.release.review import DEFECTS, Item, build_review, key_of
+from factory.release.review import DEFECTS, TEMPLATES, Item, build_review, key_of
 
 HOSTILE = "</script><script>document.title='taken'</script><!-- <img src=https://example.com/a.png onerror=alert(1)>"
 BACKENDS = ("template-zero", "vision-one", "vision-two")
@@ -134,6 +134,31 @@ def test_what_cannot_be_reviewed_is_refused_by_name(items: list[Item]) -> None:
         key_of([replace(items[0], captions={str(i): "x" for i in range(9)})], "t", 1)
 
 
+def luminance(color: str) -> float:
+    """WCAG 2's relative luminance of #rrggbb."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_texts_and_controls_keep_wcags_contrast_by_day_and_by_night() -> None:
+    css = (TEMPLATES / "review.css").read_text()
+    schemes = [
+        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.+?)\}", css, re.S)
+    ]
+    texts = [(ink, on) for ink in ("ink", "quiet", "accent") for on in ("paper", "wash")]
+    texts += [("on-accent", "accent"), ("bad", "bad-wash"), ("bad", "paper"), ("warn", "warn-wash")]
+    assert len(schemes) == 2
+    for scheme in schemes:
+        for (front, back), least in [
+            *((pair, 4.5) for pair in texts),
+            (("strong", "paper"), 3),
+            (("accent", "paper"), 3),
+        ]:
+            bright, dark = sorted((luminance(scheme[front]), luminance(scheme[back])), reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= least, (front, back)
+
+
 # -------------------------------------------------------------------------------------------------- in a browser
 
 
@@ -237,3 +262,27 @@ def test_a_rater_can_stop_change_their_mind_remark_and_go_on_from_the_file(items
     ]  # fmt: skip
     assert seen["active"] == "C" and seen["rated"] == seen["off"] == seen["kept"] == "2 of 11 captions rated"
     assert seen["remark"] == HOSTILE and seen["scripts"] == 2
+
+
+@needs_chromium
+def test_a_browser_that_keeps_nothing_is_said_so_and_the_file_still_holds_everything(
+    items: list[Item], tmp_path: Path
+) -> None:
+    html = tmp_path / "index.html"
+    html.write_text(build_review(items, "Study one", 5), encoding="utf-8")
+    broken = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }})"
+
+    async def drive() -> tuple[Path, str]:
+        async with Browser(tmp_path) as page:
+            await page.call("Page.addScriptToEvaluateOnNewDocument", source=broken)
+            await page.open(html)
+            await page.type("dora")
+            await page.press("Enter", "3", "e")
+            said = await page.value(
+                "document.getElementById('notice').hidden || document.getElementById('notice').textContent"
+            )
+            return await page.downloaded("study-one-*-dora.json"), said
+
+    file, said = asyncio.run(drive())
+    assert said.startswith("This browser keeps nothing for this page. Save the file")
+    assert [r["plausibility"] for r in json.loads(file.read_text())["ratings"]] == [3]

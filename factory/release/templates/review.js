@@ -221,8 +221,9 @@
     }
     if (native && (event.key === "Enter" || event.key === " ")) return;
     if (target.matches("input[type=radio]") && event.key.startsWith("Arrow")) return;
-    const digit = /^(?:Digit|Numpad)([0-5])$/.exec(event.code); // the top row of an AZERTY keyboard too
-    const letter = $("keys").checked ? LETTERS[event.key.toLowerCase()] ?? (digit && LETTERS[digit[1]]) : undefined;
+    // A key that types no Latin letter is taken by its place: the top row of AZERTY, letters of a Cyrillic layout.
+    const place = /^[a-z]$/i.test(event.key) ? undefined : /^(?:Digit|Numpad|Key)([0-5A-Z])$/.exec(event.code)?.[1].toLowerCase();
+    const letter = $("keys").checked ? LETTERS[event.key.toLowerCase()] ?? LETTERS[place] : undefined;
     const act = ARROWS[event.key] ?? letter;
     if (!act || event.repeat && letter) return;
     event.preventDefault();

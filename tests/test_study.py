@@ -97,6 +97,24 @@ def test_the_command_compares_writes_the_page_imports_reviews_and_the_report_sho
     assert "anna and ben gave the same score in 50.0%" in page
 
 
+def test_a_run_of_phantoms_is_still_held_to_their_truth(tmp_path: Path, factory_command: Callable[..., Any]) -> None:
+    corpus = tiny_run.corpus_rows(6, 64)
+    for row in corpus:
+        row |= {"true_border_irregularity": 0.02, "true_color_count": 1, "true_colors": ["light-brown"]}
+    table = Table(open_store(tmp_path), "corpus")
+    table.commit(0, records.rows_to_table("corpus", corpus))
+    table.seal(1, {"of": "test"}, {})
+    write_captions(tmp_path, corpus, "measured", 0)
+    said = factory_command("evaluate", "captions", "--run", tmp_path)
+    assert said.status == 0, said.err
+    assert (
+        "captions    compared with the phantoms' truth" in said.out and "compared    measured on 6 images" in said.out
+    )
+    accuracy = json.loads((tmp_path / "lab/caption_accuracy.json").read_text())
+    assert accuracy["num_records"] == 5 and accuracy["color_count"]["exact"]["successes"] == 3
+    assert json.loads((tmp_path / study.COMPARISON).read_text())["agreement"] is None
+
+
 def test_the_same_captions_make_the_same_study_and_changed_ones_keep_the_former_key(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -38,11 +39,19 @@ class Browser:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def __aenter__(self) -> Browser:
-        profile = self.folder / "profile"
+        profile = Path(tempfile.mkdtemp(prefix="profile-", dir=self.folder))  # a used one names a port of before
         program = chromium()
         assert program is not None
         command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            await self._connect(profile)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    async def _connect(self, profile: Path) -> None:
         port = (await asyncio.to_thread(_text_of, profile / "DevToolsActivePort")).split()[0]
         self._session = aiohttp.ClientSession()
         async with self._session.get(f"http://127.0.0.1:{port}/json/list") as answer:
@@ -52,7 +61,10 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             await self.call(f"{domain}.enable")
         await self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.folder))
-        return self
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
@@ -60,8 +72,7 @@ class Browser:
         self._reader.cancel()
         await self._socket.close()
         await self._session.close()
-        self._process.terminate()
-        self._process.wait(30)
+        self._stop()
 
     async def _read(self) -> None:
         async for message in self._socket:

@@ -48,13 +48,18 @@ def compare(captions: Mapping[str, pa.Table], record_ids: Sequence[str] | None =
     by_backend = {name: _rows(name, table) for name, table in captions.items()}
     shared = sorted(set.intersection(*(set(rows) for rows in by_backend.values())))
     ids = shared if record_ids is None else list(record_ids)
-    absent = [(name, i) for name, rows in by_backend.items() for i in ids if i not in rows]
-    if absent or not ids:
-        name, which = absent[0] if absent else (", ".join(by_backend), "the other's images")
+    if not ids:
         raise ValueError(
-            f"every backend must have a row for each image compared, got none of {which} from {name}; "
-            "caption the same corpus with each."
+            f"captions must share at least one image, got none that {', '.join(by_backend)} share; caption the same "
+            "corpus with each."
         )
+    for name, rows in by_backend.items():
+        absent = [record_id for record_id in ids if record_id not in rows]
+        if absent:
+            raise ValueError(
+                f"captions of {name} must have a row for each image compared, got none of {absent[0]}; caption the "
+                "same corpus with each."
+            )
     columns = {name: set(table.column_names) for name, table in captions.items()}
     return {
         "num_images": len(ids),

@@ -98,9 +98,9 @@ def test_only_the_images_asked_for_are_counted() -> None:
 def test_what_cannot_be_compared_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="captions must hold at least one backend's table"):
         compare({})
-    with pytest.raises(ValueError, match="got none of d from theirs"):
+    with pytest.raises(ValueError, match="captions of theirs must have a row for each image compared, got none of d"):
         compare({"ours": FIRST, "theirs": SECOND.slice(0, 3)}, ["a", "d"])
-    with pytest.raises(ValueError, match="got none of the other's images from ours, theirs"):
+    with pytest.raises(ValueError, match="captions must share at least one image, got none that ours, theirs share"):
         compare({"ours": FIRST.slice(0, 1), "theirs": SECOND.slice(1, 1)})
     with pytest.raises(ValueError, match="captions of ours must have the column colors"):
         compare({"ours": FIRST.drop_columns("colors")})

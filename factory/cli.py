@@ -143,11 +143,19 @@ def synthesize(run: RunOption, recipe: RecipeOption = None, set_: SetOption = No
 def evaluate(
     name: Annotated[str, typer.Argument(help="worth, gate, captions or near_copies.")],
     run: RunOption,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="captions: another run on the same corpus to compare with, RUN or NAME=RUN."),
+    ] = None,
+    reviews: Annotated[
+        list[Path] | None,
+        typer.Option("--reviews", help="captions: import a rater's file, or all of a folder.", exists=True),
+    ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Measure what the set is worth, or how good a part is."""
-    _step(run, recipe, set_, "evaluate", name)
+    """Measure what the set is worth, or how good a part is; compare captioners and have raters review them."""
+    _step(run, recipe, set_, "evaluate", name, others or (), reviews or ())
 
 
 @app.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,13 +180,28 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
 # ------------------------------------------------------------------------------------------- worth and release
 
 
-def evaluate(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
-    """One of `gate`, `captions`, `near_copies`, `worth`: the result goes to lab/ and into the report."""
-    from factory import taxonomy
+def evaluate(
+    run: Run, recipe: Recipe, name: str, others: Sequence[str] = (), reviews: Sequence[Path] = (), echo: Echo = print
+) -> None:
+    """One of `gate`, `captions`, `near_copies`, `worth`: the result goes to lab/ and into the report.
 
+    For `captions`, `others` are runs whose captions are compared with this one's, and `reviews` are raters' files:
+    with those nothing is measured anew, they are imported.
+    """
+    from factory import study, taxonomy
+
+    if name != "captions" and (others or reviews):
+        raise ValueError(f"--with and --reviews must go with `evaluate captions`, got {name}; leave them out.")
+    if others and reviews:
+        raise ValueError("--reviews must come without --with, got both; import files on the study that is there.")
+    if reviews:
+        return study.import_reviews(run, reviews, echo)
+    if name == "captions":
+        _evaluate_captions(run, echo)
+        section = recipe.evaluate
+        return study.prepare(run, others, section.caption_images, section.caption_seed, echo)
     {
-        "gate": _evaluate_gate, "captions": _evaluate_captions, "near_copies": _evaluate_near_copies,
-        "worth": _evaluate_worth,
+        "gate": _evaluate_gate, "near_copies": _evaluate_near_copies, "worth": _evaluate_worth,
     }[taxonomy.check(name, EVALUATIONS, "evaluate")](run, recipe, echo)  # fmt: skip
 
 
@@ -235,7 +250,7 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
     return validate
 
 
-def _evaluate_captions(run: Run, recipe: Recipe, echo: Echo) -> None:
+def _evaluate_captions(run: Run, echo: Echo) -> None:
     from factory.lab.truth import captioner_accuracy
 
     corpus = run.table("corpus").read(
@@ -370,7 +385,7 @@ def _demo_step(run: Run, recipe: Recipe, step: str, echo: Echo) -> None:
             fit(run, recipe, name, echo)
     elif step == "evaluate":
         for name in ("gate", "captions", "worth"):
-            evaluate(run, recipe, name, echo)
+            evaluate(run, recipe, name, echo=echo)
     elif step == "release":
         release(run, recipe, None, echo)
     else:

@@ -228,6 +228,8 @@ class WorthSection(Section):
 
 class EvaluateSection(Section):
     gate_pairs: Count = 400  # pairs with planted faults that the gate is tried on
+    caption_images: Count = 100  # images that captioners are compared on and raters review
+    caption_seed: Natural = 0  # which images, and in which order a rater sees them and their captions
     worth: WorthSection = WorthSection()
 
 

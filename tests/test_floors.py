@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab": _BELOW_RUNTIME,
     "release": _BELOW_RUNTIME,
     "runtime": _BELOW_RUNTIME,
-    "line": _BELOW_RUNTIME | {"lab", "release", "runtime"},
+    "study": _BELOW_RUNTIME | {"lab", "release"},  # a step of the line that has a file of its own
+    "line": _BELOW_RUNTIME | {"lab", "release", "runtime", "study"},
     "cli": _BELOW_RUNTIME | {"lab", "release", "runtime", "line"},
 }
 LIGHT = {"ground", "cli", "line"}  # what is imported before a request is known to be right

@@ -1,7 +1,8 @@
 """What the report is built from: plain data, and how a run gives it.
 
 What the lab measured lies in RUN/lab as JSON, as its functions return it: `worth.json` (`lab.worth.run_worth`),
-`near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` and `caption_accuracy.json` (`lab.truth`).
+`near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` and `caption_accuracy.json` (`lab.truth`),
+`caption_comparison.json` (`lab.captions.compare`) and `caption_review.json` (`lab.reviews.summarize`).
 What is absent is None, and the report says which command makes it.
 """
 
@@ -30,7 +31,7 @@ from factory.tables import Table
 COMMANDS: dict[str, str] = {
     "corpus": "ingest", "captions": "caption", "plan": "plan", "samples": "synthesize", "fits": "fit lora",
     "worth": "evaluate worth", "gate": "evaluate gate", "caption_accuracy": "evaluate captions",
-    "near_copies": "evaluate near_copies",
+    "near_copies": "evaluate near_copies", "caption_review": "evaluate captions --reviews FILE_OR_FOLDER",
 }  # fmt: skip
 
 NUM_ACCEPTED, NUM_REJECTED, NUM_REAL_EACH = 48, 16, 5
@@ -52,7 +53,7 @@ class ReportInputs:
     corpus, captions, plan, samples: rows without pictures, or None where the table is not sealed. corpus_facts: what
     is counted on the corpus.
     shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
-    worth, gate, caption_accuracy, near_copies: what the lab returned, or None.
+    worth, gate, caption_accuracy, near_copies, caption_comparison, caption_review: what the lab returned, or None.
     """
 
     facts: RunFacts
@@ -69,6 +70,8 @@ class ReportInputs:
     gate: dict[str, Any] | None = None
     caption_accuracy: dict[str, Any] | None = None
     near_copies: dict[str, Any] | None = None
+    caption_comparison: dict[str, Any] | None = None
+    caption_review: dict[str, Any] | None = None
 
     @property
     def phantom(self) -> bool:
@@ -99,6 +102,8 @@ def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = 
         gate=read_json(store, "lab/gate_accuracy.json"),
         caption_accuracy=read_json(store, "lab/caption_accuracy.json"),
         near_copies=read_json(store, "lab/near_copies.json"),
+        caption_comparison=read_json(store, "lab/caption_comparison.json"),
+        caption_review=read_json(store, "lab/caption_review.json"),
     )
 
 
@@ -115,21 +120,21 @@ def _shown(table: Table, light: pa.Table | None) -> pa.Table | None:
     """Accepted samples, even over diagnoses, then rejected ones, even over reasons."""
     if light is None:
         return None
-    near = _within_parts(table, light)
+    near = within_parts(table, light)
     accepted = _pick(near, ACCEPTED, "diagnosis", "sample_id", NUM_ACCEPTED)
     rejected = _pick(near, REJECTED, "reason", "sample_id", NUM_REJECTED)
-    return _fetch(table, _SHOWN, "sample_id", accepted + rejected)
+    return fetch(table, _SHOWN, "sample_id", accepted + rejected)
 
 
 def _real(table: Table, light: pa.Table | None) -> pa.Table | None:
     """Corpus images, even over diagnoses; real ones where there are any, else phantoms."""
     if light is None:
         return None
-    near = _within_parts(table, light)
+    near = within_parts(table, light)
     photographs = near.filter(pc.is_null(near["true_asymmetry"]))
     chosen = photographs if _accepted(photographs).num_rows else near
     count = NUM_REAL_EACH * max(1, len(chosen["diagnosis"].unique()))
-    return _fetch(table, _SHOWN_REAL, "row_id", _pick(chosen, ACCEPTED, "diagnosis", "row_id", count))
+    return fetch(table, _SHOWN_REAL, "row_id", _pick(chosen, ACCEPTED, "diagnosis", "row_id", count))
 
 
 def _accepted(table: pa.Table) -> pa.Table:
@@ -148,13 +153,13 @@ def _parts(table: Table) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, total - 1, min(total, _MAX_PARTS))})
 
 
-def _within_parts(table: Table, light: pa.Table) -> pa.Table:
+def within_parts(table: Table, light: pa.Table) -> pa.Table:
     """The rows of a whole-table read that lie in the parts pictures are taken from."""
     starts = np.cumsum([0] + [info.rows for info in table.sealed().parts])
     return pa.concat_tables([light.slice(starts[i], starts[i + 1] - starts[i]) for i in _parts(table)])
 
 
-def _fetch(table: Table, columns: list[str], identity: str, ids: list[str]) -> pa.Table:
+def fetch(table: Table, columns: list[str], identity: str, ids: list[str]) -> pa.Table:
     """The rows with these ids, in this order, with their pictures."""
     wanted = pc.field(identity).isin(pa.array(ids, pa.string()))  # typed: there may be none
     found = [

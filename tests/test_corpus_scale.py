@@ -81,7 +81,8 @@ def paused(tmp_path: Path) -> Path:
 def looked(time: float, phase: str, parts: int, rss_mib: int) -> dict[str, object]:
     return {
         "time": time, "cpu_s": time, "phase": phase, "parts": {"intake": parts, "corpus": 0},
-        "driver_rss": rss_mib * 2**20, "tree_rss": 900 * 2**20, "largest_rss": 300 * 2**20, "largest": "ray::IDLE", "processes": 9,
+        "driver_rss": rss_mib * 2**20, "tree_rss": 900 * 2**20,
+        "largest_rss": 300 * 2**20, "largest": "ray::IDLE", "processes": 9,
     }  # fmt: skip
 
 

@@ -20,8 +20,9 @@ compactness by the same two functions that state a phantom's truth from its anal
 squeezed to a square must be unstretched first (`measure(..., unstretch=4 / 3)`), or its shape is not the lesion's.
 
 Abbasi et al., JAMA 292, 2004. Claridge et al., J. Biomed. Eng. 14, 1992. Golston, Stoecker & Moss, Comput. Med.
-Imaging Graph. 16, 1992. Maglogiannis & Doukas, IEEE Trans. Inf. Technol. Biomed. 13, 2009. Otsu, IEEE Trans. Syst. Man Cybern. 9, 1979. Seidenari, Pellacani & Grana, Acta Derm. Venereol. 86, 2006.
-Stoecker, Li & Moss, Comput. Med. Imaging Graph. 16, 1992. Stolz et al., Eur. J. Dermatol. 4, 1994.
+Imaging Graph. 16, 1992. Maglogiannis & Doukas, IEEE Trans. Inf. Technol. Biomed. 13, 2009. Otsu, IEEE
+Trans. Syst. Man Cybern. 9, 1979. Seidenari, Pellacani & Grana, Acta Derm. Venereol. 86, 2006. Stoecker, Li & Moss,
+Comput. Med. Imaging Graph. 16, 1992. Stolz et al., Eur. J. Dermatol. 4, 1994.
 """
 
 from __future__ import annotations

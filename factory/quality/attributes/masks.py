@@ -32,8 +32,8 @@ def estimated(rgb: RGB) -> tuple[Mask, float]:
     """`estimate_mask` and its confidence, 0..1.
 
     The confidence is Otsu's separability (Otsu 1979, eta): the variance between the mask and the rest over the
-    total variance, of the smoothed colour distance from the skin. 0 where nothing was found; about 0.64 for values
-    that are spread evenly, so what is below about 0.65 says that there is no edge to be found.
+    total variance, of the smoothed colour distance from the skin. 0 where nothing was found, and at most 0.75
+    for values that are spread evenly: only what is above that speaks of an edge.
     """
     height, width = rgb.shape[:2]
     scale = _SIDE / min(height, width)

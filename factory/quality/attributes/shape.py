@@ -14,7 +14,10 @@ from factory.phantom import measure_asymmetry
 Floats = NDArray[Any]
 
 MIN_PIXELS = 12  # a smaller lesion has no shape to measure
-_SIGMA = 0.7  # px; as little as removes the staircase
+# As little smoothing as removes the staircase without rounding the lobes: 0.7 px at a radius of 22 px, growing with the
+# fourth root, so that compactness has the least bias at every size (fitted on 300 phantoms at 128 and at 256 px).
+_SIGMA, _AT_RADIUS, _GROWTH = 0.7, 22.0, 0.25
+_SIGMAS = (0.5, 1.2)
 _PAD = 4
 _POINTS = 512  # as many as a phantom's contour has
 
@@ -40,7 +43,7 @@ def outline(piece: Mask) -> Floats:
     left, top, width, height = cv2.boundingRect(piece.astype(np.uint8))
     corner = np.asarray([left, top]) - _PAD
     soft: Floats = np.pad(piece[top : top + height, left : left + width], _PAD).astype(np.float32)
-    smooth = cv2.GaussianBlur(soft, (0, 0), _SIGMA)
+    smooth = cv2.GaussianBlur(soft, (0, 0), _sigma(float(np.sqrt(soft.sum() / np.pi))))
     # Smoothing can dissolve a hairline shape; it is then measured as it is.
     soft = smooth if (smooth > 0.5).sum() >= MIN_PIXELS else soft
     found, _ = cv2.findContours((soft > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -75,6 +78,11 @@ def sampled(field: Floats, points: Floats) -> Floats:
     x, y = (np.atleast_2d(points[..., k]).astype(np.float32) for k in (0, 1))
     found = cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(found).reshape(*points.shape[:-1], -1)
+
+
+def _sigma(radius: float) -> float:
+    """Smoothing in px for a lesion of this radius (of the disk of equal area) in px."""
+    return float(np.clip(_SIGMA * (radius / _AT_RADIUS) ** _GROWTH, *_SIGMAS))
 
 
 def _slope(field: Floats, axis: int) -> Floats:

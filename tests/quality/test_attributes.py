@@ -217,6 +217,15 @@ def test_a_disk_with_one_sharp_half_ends_abruptly_in_that_half_alone() -> None:
     assert abrupt_octants(lab, outline(ellipse)) == 4
 
 
+def test_a_pale_lesion_has_too_little_contrast_to_end_abruptly() -> None:
+    x, y = grid(128)
+    disk = x**2 + y**2 <= 36**2
+    for difference, expected in ((7.0, 0), (9.0, 8)):
+        lab = np.zeros((128, 128, 3), np.float32)
+        lab[disk, 0] = difference
+        assert abrupt_octants(lab, outline(disk)) == expected
+
+
 def test_an_octant_beyond_the_image_does_not_count_as_abrupt() -> None:
     x, y = grid(96)
     half = (x**2 + (y - 47.5) ** 2) <= 30**2  # cut through its middle by the lower edge

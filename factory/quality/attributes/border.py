@@ -15,11 +15,12 @@ from factory.quality.attributes.shape import outline, sampled
 Floats = NDArray[Any]
 
 OCTANTS = 8
-# Colour difference in Lab units (Delta E 76) from just inside to just outside that counts as an abrupt end. A derived
-# default: Stolz et al. call it by eye.
-ABRUPT = 14.0
-_REACH = 0.045  # of the disk of equal area's radius: half of the band that the pigment must end within
-_LEAST_REACH = 1.5  # px, beneath which a camera's own blur decides
+# Derived defaults, since Stolz et al. call it by eye: the pigment ends abruptly where half of its contrast with skin
+# is lost within a band of a tenth of the lesion's radius, and only where there are 8 Lab units of contrast to lose.
+ABRUPT, LEAST_CONTRAST = 0.5, 8.0
+# Across the border, in radii of the disk of equal area: from well inside to a little outside, as masks are drawn around
+# the fade; the number of steps, those of the band, and the points of the outline that are averaged.
+_INSIDE, _OUTSIDE, _STEPS, _BAND, _RUN = -0.35, 0.15, 21, 4, 9
 _MOST_IRREGULAR = 100.0
 _YARDSTICKS = (8, 12, 16, 24, 32, 48, 64)  # steps along the 512 points
 
@@ -63,35 +64,50 @@ def fractal_dimension(line: Floats) -> float:
 def abrupt_octants(lab: Floats, line: Floats) -> int:
     """In how many of eight octants about the centroid the pigment ends abruptly, 0..8: the B of the ABCD rule.
 
-    lab (H, W, 3), line (N, 2) in its pixels. Per point of the outline the Lab difference between a little inside and
-    a little outside, along the outline's normal; an octant ends abruptly where their median exceeds `ABRUPT`.
-    Octants are eighths of the turn from the major principal axis; those outside of the image do not count.
+    lab (H, W, 3), line (N, 2) in its pixels. Per point of the outline, the largest share of the contrast between
+    inside and outside that is lost within a tenth of a radius along the normal; an octant ends abruptly where the
+    median share is at least `ABRUPT`. Octants are eighths of the turn from the major principal axis; points that
+    look out of the image do not count.
     """
-    centre, area = _centroid(line), _area(line)
-    reach = max(_LEAST_REACH, _REACH * float(np.sqrt(area / np.pi)))
+    radius = float(np.sqrt(abs(_signed_area(line)) / np.pi))
     along = np.roll(line, -2, axis=0) - np.roll(line, 2, axis=0)
     normal = np.stack([along[:, 1], -along[:, 0]], axis=1) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
-    outward = normal * np.sign(_signed_area(line) or 1.0)
-    ends = np.stack([line + outward * reach, line - outward * reach])  # (2, N, 2)
+    outward = normal * (np.sign(_signed_area(line)) or 1.0) * radius
+    offsets = np.linspace(_INSIDE, _OUTSIDE, _STEPS)
+    places = line[None] + offsets[:, None, None] * outward[None]  # (steps, N, 2)
     height, width = lab.shape[:2]
-    visible = ((ends >= 0) & (ends <= np.asarray([width - 1, height - 1]))).all(axis=(0, 2))
-    seen = sampled(lab, ends)
-    contrast = np.sqrt(((seen[0] - seen[1]) ** 2).sum(axis=1))
-    away = line - centre
+    visible = ((places >= 0) & (places <= np.asarray([width - 1, height - 1]))).all(axis=(0, 2))
+    share = _lost_at_once(_smoothed(sampled(lab, places)))
+    octant = _octants(line)
+    members = [share[(octant == k) & visible] for k in range(OCTANTS)]
+    return sum(bool(len(part) and np.median(part) >= ABRUPT) for part in members)
+
+
+def _smoothed(profiles: Floats) -> Floats:
+    """Profiles (steps, N, 3) averaged with their neighbours along the closed outline."""
+    around = np.concatenate([profiles[:, -_RUN // 2 + 1 :], profiles, profiles[:, : _RUN // 2]], axis=1)
+    total = np.cumsum(np.concatenate([np.zeros_like(around[:, :1]), around], axis=1, dtype=np.float64), axis=1)
+    return np.asarray((total[:, _RUN:] - total[:, :-_RUN]) / _RUN)
+
+
+def _lost_at_once(profiles: Floats) -> Floats:
+    """Of profiles (steps, N, 3) the largest contrast within the band over that of the whole, (N,), 0 for too little."""
+    whole = np.sqrt(((profiles[-1] - profiles[0]) ** 2).sum(axis=1))
+    band = np.sqrt(((profiles[_BAND:] - profiles[:-_BAND]) ** 2).sum(axis=2)).max(axis=0)
+    return np.where(whole >= LEAST_CONTRAST, band / np.maximum(whole, 1e-9), 0.0)
+
+
+def _octants(line: Floats) -> NDArray[np.intp]:
+    """The eighth, 0..7, of the turn about the centroid that each point lies in, from the major principal axis."""
+    away = line - _centroid(line)
     _, axes = np.linalg.eigh(away.T @ away)
     turn = np.arctan2(away @ axes[:, 0], away @ axes[:, 1]) % (2 * np.pi)
-    octant = np.minimum((turn * OCTANTS / (2 * np.pi)).astype(int), OCTANTS - 1)
-    members = [contrast[(octant == k) & visible] for k in range(OCTANTS)]
-    return sum(bool(len(part) and np.median(part) > ABRUPT) for part in members)
+    return np.minimum((turn * OCTANTS / (2 * np.pi)).astype(np.intp), OCTANTS - 1)
 
 
 def _signed_area(line: Floats) -> float:
     x, y = line.T
     return float(0.5 * np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
-
-
-def _area(line: Floats) -> float:
-    return abs(_signed_area(line))
 
 
 def _centroid(line: Floats) -> Floats:

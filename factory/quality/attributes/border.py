@@ -20,7 +20,7 @@ OCTANTS = 8
 ABRUPT, LEAST_CONTRAST = 0.5, 8.0
 # Across the border, in radii of the disk of equal area: from well inside to a little outside, as masks are drawn around
 # the fade; the number of steps, those of the band, and the points of the outline that are averaged.
-_INSIDE, _OUTSIDE, _STEPS, _BAND, _RUN = -0.35, 0.15, 21, 4, 9
+_INSIDE, _OUTSIDE, _STEPS, _BAND, _RUN = -0.35, 0.15, 21, 4, 5
 _MOST_IRREGULAR = 100.0
 _YARDSTICKS = (8, 12, 16, 24, 32, 48, 64)  # steps along the 512 points
 
@@ -69,8 +69,9 @@ def abrupt_octants(lab: Floats, line: Floats) -> int:
     median share is at least `ABRUPT`. Octants are eighths of the turn from the major principal axis; points that
     look out of the image do not count.
     """
+    line = line[::2]  # half of the points say as much, in half of the time
     radius = float(np.sqrt(abs(_signed_area(line)) / np.pi))
-    along = np.roll(line, -2, axis=0) - np.roll(line, 2, axis=0)
+    along = np.roll(line, -1, axis=0) - np.roll(line, 1, axis=0)
     normal = np.stack([along[:, 1], -along[:, 0]], axis=1) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
     outward = normal * (np.sign(_signed_area(line)) or 1.0) * radius
     offsets = np.linspace(_INSIDE, _OUTSIDE, _STEPS)

@@ -3,10 +3,11 @@
 Colours are seen at 128 px of the image's shorter side, so that what is said of a lesion does not depend on the size
 it was stored at, under hair that has been taken away, and relative to the bare skin around.
 
-A phantom's number of colours is followed only loosely (Spearman about 0.66, against 0.99 for shape): each colour is
-called rightly on 84% of images, all six on 37%. Pigment is a see-through layer over the skin, so a thin dark brown and
-a dense light brown look alike; neither thresholds of each colour's own nor opacity inferred per image found more than
-two points above that, and a forest fitted on 2,080 phantoms' colour histograms reached 0.72 and 39%.
+A phantom's number of colours is followed only loosely (Spearman 0.65 to 0.68, against 0.97 and more for shape): each
+colour is called rightly on 81 to 85% of images, all six on about a third. A share of its own for each colour, or an
+opacity inferred per image, gave at most two points more; a forest fitted on 2,080 phantoms' colour histograms 0.72 and
+39%. Why is not settled: opaque pigment in even light without artefacts is told no better by these references, and with
+shares fitted on those very images 0.79 and 45%.
 """
 
 from __future__ import annotations

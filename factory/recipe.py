@@ -78,6 +78,7 @@ class CaptionSection(Section):
     """How captions are written."""
 
     captioner: Literal["measured"] = "measured"
+    masks: Literal["measured", "segmenter"] = "measured"  # where a record has none: by colour, or the starter's network
     label_in_prompt: bool = True  # DermaFlux gives the diagnosis to the captioner; False is the blind arm
 
 

@@ -50,6 +50,12 @@ _CAPTIONS = [
     ("record_id", pa.string()), ("caption", pa.string()), ("asymmetry", pa.float32()),
     ("border_irregularity", pa.float32()), ("color_count", pa.int32()), ("colors", pa.list_(pa.string())),
     ("mask_source", pa.string()), ("captioner", pa.string()), ("label_in_prompt", pa.bool_()),
+    # Measured beside the ABC, null where nothing was (see quality/attributes); the mask's confidence is 0 to 1,
+    # and null for a mask that the record came with.
+    ("mask_confidence", pa.float32()), ("asymmetry_major", pa.float32()), ("asymmetry_minor", pa.float32()),
+    ("color_asymmetry", pa.float32()), ("radial_variance", pa.float32()), ("fractal_dimension", pa.float32()),
+    ("abrupt_octants", pa.int32()), ("color_shares", pa.list_(pa.float32())), ("relative_diameter", pa.float32()),
+    ("diameter_mm", pa.float32()),
     *_OUTCOME_FIELDS,
 ]  # fmt: skip
 

@@ -215,6 +215,13 @@ class JointDenoiser:
         scaled = (self._modes(both.to(self.vae.device, self.vae.dtype)) - self._shift) * self.vae.config.scaling_factor
         return torch.cat(scaled.chunk(2), dim=1)
 
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> whitened image latents (B, 4, h, w): the first half of what `encode` gives."""
+        found = self._modes(image.to(self.vae.device, self.vae.dtype)) - self._shift
+        scaled = found * self.vae.config.scaling_factor
+        return self.stats.whiten(torch.cat([scaled, torch.zeros_like(scaled)], dim=1))[:, :LATENT_CHANNELS]
+
     def _modes(self, pixels: Tensor) -> Tensor:
         found = self.vae.encode(pixels)
         if isinstance(self.vae, AutoencoderKL):

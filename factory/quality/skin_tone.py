@@ -50,9 +50,12 @@ def hair_mask(rgb: RGB) -> Mask:
     return np.asarray(cv2.dilate(found, np.ones((3, 3), np.uint8)) > 0) if count > 1 else np.zeros(value.shape, bool)
 
 
-def without_hair(rgb: RGB) -> RGB:
-    """The image with its strands replaced by the median of their neighbourhood."""
-    hair = hair_mask(rgb)
+def without_hair(rgb: RGB, hair: Mask | None = None) -> RGB:
+    """The image with its strands replaced by the median of their neighbourhood.
+
+    hair: that of `hair_mask`, where it is known already.
+    """
+    hair = hair_mask(rgb) if hair is None else hair
     if not hair.any():
         return rgb
     window = max(5, round(min(hair.shape) / 10) | 1)
@@ -73,14 +76,15 @@ def vignette_mask(rgb: RGB) -> Mask:
     return np.asarray(cv2.dilate(found, np.ones((margin, margin), np.uint8)) > 0)
 
 
-def skin_mask(rgb: RGB, mask: Mask, vignette: Mask | None = None) -> Mask:
+def skin_mask(rgb: RGB, mask: Mask, vignette: Mask | None = None, hair: Mask | None = None) -> Mask:
     """Where bare skin is seen, (H, W): a ring around the lesion, or all that is left where the ring is too small.
 
-    vignette: that of `vignette_mask`, where it is known already.
+    vignette, hair: those of `vignette_mask` and `hair_mask`, where they are known already.
     """
     vignette = vignette_mask(rgb) if vignette is None else vignette
+    hair = hair_mask(rgb) if hair is None else hair
     glare = (rgb[..., 0] > _BRIGHT) & (rgb[..., 1] > _BRIGHT) & (rgb[..., 2] > _BRIGHT)
-    usable = ~(hair_mask(rgb) | vignette | glare | (brightest(rgb) < _DARK))
+    usable = ~(hair | vignette | glare | (brightest(rgb) < _DARK))
     side = min(mask.shape)
     near, far = (_dilated(mask, share * side) for share in (0.04, 0.22))
     ring = np.asarray(far & ~near & usable)
@@ -89,9 +93,9 @@ def skin_mask(rgb: RGB, mask: Mask, vignette: Mask | None = None) -> Mask:
     return np.asarray(~mask & usable)
 
 
-def skin_lab(rgb: RGB, mask: Mask, vignette: Mask | None = None) -> Floats | None:
+def skin_lab(rgb: RGB, mask: Mask, vignette: Mask | None = None, hair: Mask | None = None) -> Floats | None:
     """Median Lab of the bare skin, (3,), after leaving out what is far from it; None where too little is seen."""
-    seen = to_lab(rgb)[skin_mask(rgb, mask, vignette)]
+    seen = to_lab(rgb)[skin_mask(rgb, mask, vignette, hair)]
     if len(seen) < _MIN_PIXELS:
         return None
     middle = np.median(seen, axis=0)

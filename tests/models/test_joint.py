@@ -108,6 +108,12 @@ def test_image_and_mask_are_encoded_apart_and_whitened(tiny: JointDenoiser) -> N
     assert torch.equal(tiny.image_latents(latents), latents[:, :4])
 
 
+def test_an_image_alone_has_the_latents_that_it_has_beside_a_mask(tiny: JointDenoiser) -> None:
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    both = tiny.encode(image, torch.ones(2, 1, 16, 16))
+    assert torch.allclose(tiny.encode_image(image), both[:, :4], atol=1e-5)
+
+
 def test_measured_statistics_give_unit_variance_per_channel_and_can_be_undone(tiny: JointDenoiser) -> None:
     scaled = _noise(16, 8, 4, 4) * torch.arange(1.0, 9).reshape(1, 8, 1, 1) + 3
     stats = LatentStats.measure(scaled, whiten_image=True)

@@ -77,14 +77,16 @@ def decode_mask(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, max_byt
 
 def encode_png(rgb: RGB) -> bytes:
     """Lossless PNG of (H, W, 3) uint8; the same pixels give the same bytes."""
-    ok, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _PNG)
-    assert ok
-    return data.tobytes()
+    return _png(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
 
 
 def encode_grey(grey: NDArray[np.uint8]) -> bytes:
     """Lossless PNG of (H, W) uint8."""
-    ok, data = cv2.imencode(".png", grey, _PNG)
+    return _png(grey)
+
+
+def _png(pixels: NDArray[Any]) -> bytes:
+    ok, data = cv2.imencode(".png", pixels, _PNG)
     assert ok
     return data.tobytes()
 
@@ -227,6 +229,13 @@ def resized(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]:
         soft = cv2.resize(pixels.astype(np.float32), (width, height), interpolation=_kernel(shrink, cv2.INTER_LINEAR))
         return np.asarray(soft >= 0.5)
     return cv2.resize(pixels, (width, height), interpolation=_kernel(shrink, cv2.INTER_CUBIC))
+
+
+def reduced(pixels: NDArray[Any], side: int) -> NDArray[Any]:
+    """As it is, or with its short side reduced to `side` px; see `resized`."""
+    height, width = pixels.shape[:2]
+    shrink = min(1.0, side / min(height, width))
+    return resized(pixels, max(1, round(width * shrink)), max(1, round(height * shrink)))
 
 
 def _kernel(shrink: bool, otherwise: int) -> int:

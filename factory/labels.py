@@ -48,9 +48,9 @@ class Policy:
     @staticmethod
     def read(overlay: str | Path | None = None) -> Policy:
         """Our policy, with the file of a recipe's `corpus.labels` laid over it. Raises ValueError naming a mistake."""
-        ours: dict[str, Any] = _content(FILE)
         if overlay is None:
-            return Policy(ours)
+            return default()
+        ours: dict[str, Any] = _content(FILE)
         try:
             theirs = _content(Path(overlay))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -89,7 +89,7 @@ class Policy:
 @cache
 def default() -> Policy:
     """The policy that ships with the package."""
-    return Policy.read()
+    return Policy(_content(FILE))
 
 
 def _content(file: Path) -> dict[str, Any]:

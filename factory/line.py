@@ -57,9 +57,11 @@ def recipe_of(uri: str) -> Recipe | None:
 
 def ingest(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """Sources to the sealed corpus, and the report on it."""
+    from factory.models.weights import tree_files
     from factory.runtime import cluster, data
 
-    data.embedding_digest(recipe)  # a path that is not there is said before a cluster is started
+    if recipe.corpus.embedding is not None:  # a path that is not there is said before a cluster is started
+        tree_files(recipe.corpus.embedding, "corpus.embedding")
     data.freeze_listing(run, recipe)
     with cluster.connect() as resources:
         data.ingest(run, recipe, cluster.pools(resources, recipe), echo)

@@ -70,8 +70,13 @@ def tree_digest(directory: str | Path, field: str = "weights") -> str:
     """SHA-256 over every safetensors and config.json below a directory, by name and content.
 
     Raises ValueError, which names the field, where there are none."""
+    return hashlib.sha256(_listed(Path(directory), tree_files(directory, field))).hexdigest()
+
+
+def tree_files(directory: str | Path, field: str = "weights") -> list[Path]:
+    """The files that `tree_digest` reads, found without reading them; raises as it does."""
     base = Path(directory)
     files = sorted([*base.rglob("*.safetensors"), *base.rglob("config.json")])
     if not files:
         raise ValueError(f"{field} must be a directory with safetensors, got {directory}; fit them or name another.")
-    return hashlib.sha256(_listed(base, files)).hexdigest()
+    return files

@@ -66,13 +66,17 @@ def without_hair(rgb: RGB, hair: Mask | None = None) -> RGB:
 
 def vignette_mask(rgb: RGB) -> Mask:
     """The dark tube around the view, (H, W): dark pixels connected to a corner, with a small margin."""
-    dark = (brightest(np.asarray(cv2.medianBlur(rgb, 5), np.uint8)) < _DARK).astype(np.uint8)
-    _, labels = cv2.connectedComponents(dark, connectivity=4)
+    dark = brightest(np.asarray(cv2.medianBlur(rgb, 5), np.uint8)) < _DARK
+    return from_corners(dark, max(3, round(min(dark.shape) / 24) | 1))
+
+
+def from_corners(dark: Mask, margin: int) -> Mask:
+    """What of the dark (H, W) is connected to a corner of the picture, grown by a square of `margin` px, odd."""
+    _, labels = cv2.connectedComponents(dark.astype(np.uint8), connectivity=4)
     corners = {int(labels[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
     if not corners:
         return np.zeros(dark.shape, bool)
     found = np.isin(labels, list(corners)).astype(np.uint8)
-    margin = max(3, round(min(dark.shape) / 24) | 1)
     return np.asarray(cv2.dilate(found, np.ones((margin, margin), np.uint8)) > 0)
 
 

@@ -95,7 +95,7 @@ def find_copies(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> T
     tell apart: the sealed `copies`."""
     intake, table, parents = run.table("intake"), run.table("copies"), ["intake"]
     if recipe.corpus.embedding is not None:
-        _embed(run, recipe, pools, echo)
+        _embed(run, recipe, recipe.corpus.embedding, pools, echo)
         parents.append("embeddings")
     fingerprint = _fingerprint(run, recipe, "copies", parents)
     table.require(fingerprint)
@@ -118,20 +118,14 @@ def find_copies(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> T
     return table
 
 
-def embedding_digest(recipe: Recipe) -> str | None:
-    """Of the weights of corpus.embedding, None without; a ValueError where there are none at that path."""
+def _embed(run: Run, recipe: Recipe, directory: str, pools: Pools, echo: Echo) -> None:
+    """The sealed `embeddings` of the intake, one part for each of its parts."""
     from factory.models.weights import tree_digest
 
-    return None if recipe.corpus.embedding is None else tree_digest(recipe.corpus.embedding, "corpus.embedding")
-
-
-def _embed(run: Run, recipe: Recipe, pools: Pools, echo: Echo) -> None:
-    """The sealed `embeddings` of the intake, one part for each of its parts."""
     intake, table = run.table("intake"), run.table("embeddings")
-    units, digest = len(intake.sealed().parts), embedding_digest(recipe)
-    fingerprint = _fingerprint(run, recipe, "embeddings", ["intake"], {"embedding": digest or ""})
-    arguments = (run.uri, recipe.corpus.embedding)
-    stage = partial(_pool, EmbedUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
+    units, digest = len(intake.sealed().parts), tree_digest(directory)
+    fingerprint = _fingerprint(run, recipe, "embeddings", ["intake"], {"embedding": digest})
+    stage = partial(_pool, EmbedUnit, (run.uri, directory), pools.synthesize, num_gpus=pools.gpus_per_actor)
     _fill(table, units, fingerprint, intake.sealed().rows, "embed", echo, stage)
     table.seal(units, fingerprint, {"intake": intake.digest()})
 

@@ -31,6 +31,7 @@ from factory.images import (
     encode_grey,
     encode_mask,
     encode_png,
+    reduced,
     resized,
 )  # fmt: skip
 from factory.quality.attributes import estimate_mask
@@ -150,9 +151,7 @@ def _with_skin_type(row: Row) -> Row:
 
 def measured(rgb: RGB) -> RGB:
     """A stored image as it is measured and compared: as it is, or reduced to `MEASURED_SIDE` on its short side."""
-    height, width = rgb.shape[:2]
-    shrink = min(1.0, MEASURED_SIDE / min(height, width))
-    return np.asarray(resized(rgb, round(width * shrink), round(height * shrink)))
+    return np.asarray(reduced(rgb, MEASURED_SIDE))
 
 
 def black_border(rgb: RGB) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.quality.copies.frames import INVERSE, MATRICES, VIEW_SIDE, Grey
+from factory.quality.skin_tone import from_corners
 
 Floats = NDArray[Any]
 
@@ -57,13 +58,14 @@ def _at(a: Grey, b: Grey, placement: Placement) -> float:
     side_a, side_b = (side_a, side_b / coarser) if coarser > 1 else (side_a * coarser, side_b)
     first, second = _sized(a, side_a), _sized(b, side_b)
     place = _between(a, b, placement, side_a, side_b)
-    seen, laid = _seen(second, place, first) > 0, _laid(second, place, first)
+    covered, laid = _seen(second, place, first), _laid(second, place, first)
+    seen = covered > 0
     if seen.sum() < _LEAST_OVERLAP * min(first.size, second.size):
         return 0.0
     if _correlation(first[seen], laid[seen]) < _LEAST_ALIKE:
         return 0.0
     tubes = _vignette(first), _vignette(second)
-    refined = _aligned(first, second, place)
+    refined = _aligned(first, laid, covered, place)
     return max(_agreement(first, second, tubes, there) for there in (place, refined) if there is not None)
 
 
@@ -105,10 +107,9 @@ def _seen(image: Floats, place: Floats, on: Floats) -> NDArray[np.uint8]:
     return np.asarray(_laid(np.ones_like(image), place, on) > 0.99, dtype=np.uint8)
 
 
-def _aligned(first: Floats, second: Floats, place: Floats) -> Floats | None:
+def _aligned(first: Floats, laid: Floats, seen: NDArray[np.uint8], place: Floats) -> Floats | None:
     """The place improved by ECC; None where it finds none, or one that the frames would not allow."""
     warp: Floats = np.eye(2, 3, dtype=np.float32)
-    laid, seen = _laid(second, place, first), _seen(second, place, first)
     try:
         _, warp = cv2.findTransformECC(first, laid, warp, cv2.MOTION_AFFINE, _STEPS, seen, _ECC_BLUR)
     except cv2.error:  # it has no solution where one image is flat, or they share nothing
@@ -139,10 +140,7 @@ def _agreement(first: Floats, second: Floats, tubes: tuple[Floats, Floats], plac
 
 def _vignette(grey: Floats) -> Floats:
     """1 on the dark around the view and on its edge, 0 elsewhere."""
-    _, labels = cv2.connectedComponents((grey < _TUBE).astype(np.uint8), connectivity=4)
-    corners = [int(labels[y, x]) for y in (0, -1) for x in (0, -1) if labels[y, x]]
-    edge = np.ones((2 * _TUBE_EDGE + 1,) * 2, np.uint8)
-    return np.asarray(cv2.dilate(np.isin(labels, corners).astype(np.uint8), edge), dtype=np.float32)
+    return from_corners(grey < _TUBE, 2 * _TUBE_EDGE + 1).astype(np.float32)
 
 
 def _detail(grey: Floats) -> Floats:

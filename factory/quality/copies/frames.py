@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from factory.images import RGB
-from factory.quality.skin_tone import to_lab
+from factory.images import RGB, reduced
+from factory.quality.skin_tone import from_corners, to_lab
 
 Floats = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -59,9 +59,7 @@ def describe(rgb: RGB) -> Description:
 def view(rgb: RGB) -> Grey:
     """An image (H, W, 3) as it is compared in detail: its lightness, the short side at most `VIEW_SIDE` px."""
     grey = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
-    shrink = min(1.0, VIEW_SIDE / min(grey.shape))
-    size = max(1, round(grey.shape[1] * shrink)), max(1, round(grey.shape[0] * shrink))
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.asarray(reduced(grey, VIEW_SIDE), dtype=np.uint8)
 
 
 def _blobs(lightness: Floats) -> Floats:
@@ -87,15 +85,13 @@ def _blobs(lightness: Floats) -> Floats:
 
 def _lit(lightness: Floats) -> Floats:
     """With the vignette filled from what is around it: its corners would be blobs, and a crop moves them."""
-    dark = (lightness < _VIGNETTE).astype(np.uint8)
-    _, labels = cv2.connectedComponents(dark, connectivity=4)
-    corners = {int(labels[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
-    if not corners or dark.all():
+    dark = lightness < _VIGNETTE
+    tube = from_corners(dark, _VIGNETTE_EDGE)
+    if not tube.any() or dark.all():
         return lightness
-    tube = np.isin(labels, list(corners)).astype(np.uint8)
-    seen = (cv2.dilate(tube, np.ones((_VIGNETTE_EDGE,) * 2, np.uint8)) == 0).astype(np.float32)
+    seen = (~tube).astype(np.float32)
     sigma = 0.15 * _BLOB_SIDE
-    middle = float(lightness[dark == 0].mean())  # also where nothing is near enough
+    middle = float(lightness[~dark].mean())  # also where nothing is near enough
     weight, around = (cv2.GaussianBlur(part, (0, 0), sigma) for part in (seen, (lightness - middle) * seen))
     return np.asarray(np.where(seen > 0, lightness, middle + around / np.maximum(weight, 1e-3)))
 

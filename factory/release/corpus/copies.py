@@ -28,8 +28,9 @@ from factory.release.corpus.crosstab import (
     nested,
     sources,
 )  # fmt: skip
+from factory.stages.settle import NEAR, PUBLISHED
 
-EXACT, PUBLISHED, NEAR = "exact", "published", "near"
+EXACT = "exact"
 _PRECEDENCE = (PUBLISHED, NEAR)  # any other kind that the table may hold comes after these, by name
 
 

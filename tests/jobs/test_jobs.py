@@ -78,15 +78,21 @@ class Head:
     environment: dict[str, str]
 
     def submit(self, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """As a user does: a head whose agent is not up yet says so after ten seconds, and is asked again."""
         command = [str(RAY), "job", "submit", "--address", self.address, "--", "python", *map(str, arguments)]
-        return subprocess.run(
-            command,
-            env=environment or self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            done = subprocess.run(
+                command,
+                env=environment or self.environment,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            if "No available agent" not in done.stderr or time.monotonic() > until:
+                return done
+            time.sleep(1)
 
 
 def free_ports(count: int) -> list[int]:

@@ -68,9 +68,10 @@ def ingest(run: Run, recipe: Recipe, echo: Echo = print) -> None:
 
 def caption(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """The corpus's captions."""
-    from factory.runtime import cluster, data
+    from factory.runtime import captions, cluster, data
 
     run.table("corpus").sealed()
+    captions.fingerprint(run, recipe)  # weights, address and token that are not there are said before a cluster is up
     with cluster.connect() as resources:
         data.caption(run, recipe, cluster.pools(resources, recipe), echo)
 
@@ -113,7 +114,7 @@ def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
     known = [
         row | {"diagnosis": of[row["record_id"]]}
         for row in rows
-        if row["outcome"] == records.ACCEPTED and of.get(row["record_id"])
+        if row["outcome"] == records.ACCEPTED and row["asymmetry"] is not None and of.get(row["record_id"])
     ]
     return looks_of(known), {"captions": captions.origin()}
 

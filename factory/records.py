@@ -50,6 +50,11 @@ _CAPTIONS = [
     ("record_id", pa.string()), ("caption", pa.string()), ("asymmetry", pa.float32()),
     ("border_irregularity", pa.float32()), ("color_count", pa.int32()), ("colors", pa.list_(pa.string())),
     ("mask_source", pa.string()), ("captioner", pa.string()), ("label_in_prompt", pa.bool_()),
+    # What a model stated beside what was measured above; null for the measured captioner.
+    ("stated_asymmetry", pa.string()), ("stated_border_irregularity", pa.string()),
+    ("stated_colors", pa.list_(pa.string())), ("findings", pa.list_(pa.string())), ("raw_text", pa.string()),
+    ("parsed_as", pa.string()), ("attempts", pa.int32()), ("tokens_in", pa.int64()), ("tokens_out", pa.int64()),
+    ("prompt_digest", pa.string()), ("model_digest", pa.string()),
     *_OUTCOME_FIELDS,
 ]  # fmt: skip
 

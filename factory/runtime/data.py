@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from factory import records
-from factory.progress import ProgressLine
+from factory.progress import ProgressLine, Stopped
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS, Pools
@@ -161,12 +161,13 @@ def _compared(intake: Table, pairs: pa.Table, enough: float, pools: Pools) -> ND
 
 def caption(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:
     """The sealed corpus to the sealed `captions`, one part for each of its parts."""
+    from factory.runtime import captions
+
     corpus = run.table("corpus")
     sealed = corpus.sealed()
-    table, fingerprint = run.table("captions"), _fingerprint(run, recipe, "captions", ["corpus"])
+    table, fingerprint = run.table("captions"), captions.fingerprint(run, recipe)
     total = corpus.counts().get(records.ACCEPTED, 0)
-    stage = partial(_pool, CaptionUnit, (run.uri, recipe), pools.tasks)
-    _fill(table, len(sealed.parts), fingerprint, total, "caption", echo, stage)
+    _fill(table, len(sealed.parts), fingerprint, total, "caption", echo, captions.pool(run, recipe, pools))
     table.seal(len(sealed.parts), fingerprint, {"corpus": corpus.digest()})
 
 
@@ -215,9 +216,13 @@ def _fill(
     table.require(fingerprint)
     missing = table.missing(num_units)
     line = ProgressLine(word, total, done=_rows_done(table, num_units, missing, total), echo=echo)
+    stopped = None
     for committed in pool(missing, CommitTable(table)):  # type: ignore[call-arg]
         line.add(committed)
+        stopped = stopped or committed.get("stopped")
     line.end()
+    if stopped:  # said after what was in flight is committed: nothing that was made is lost
+        raise Stopped(stopped)
 
 
 def _rows_done(table: Table, num_units: int, missing: Sequence[int], total: int) -> int:
@@ -231,8 +236,14 @@ def _settled(intake: Table, copies: Table, recipe: Recipe) -> pa.Table:
     return settle(intake.read(list(LIGHT_COLUMNS)), copies.read(["a", "b", "kind"]), recipe.corpus)
 
 
+_COLUMNS, _TYPES = ["unit", "rows", "stopped"], [pa.int64(), pa.large_binary(), pa.string()]
+
+
 class _UnitStage:
-    """A stage on one unit at a time: reads its rows, works, returns `unit` and `rows` (an Arrow stream)."""
+    """A stage on one unit at a time: reads its rows, works, returns `unit` and `rows` (an Arrow stream).
+
+    A unit whose stage says `Stopped` has no rows and is not committed; `stopped` is what the run ends with.
+    """
 
     name: str
 
@@ -240,9 +251,16 @@ class _UnitStage:
         raise NotImplementedError
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        made = [(unit, stream_of(self.rows(unit))) for unit in batch["unit"].to_pylist()]
-        units, streams = zip(*made, strict=True)
-        return pa.table({"unit": pa.array(units, pa.int64()), "rows": pa.array(streams, pa.large_binary())})
+        made = [(unit, *self._made(unit)) for unit in batch["unit"].to_pylist()]
+        return pa.Table.from_arrays(
+            [pa.array(column, dtype) for column, dtype in zip(zip(*made, strict=True), _TYPES, strict=True)], _COLUMNS
+        )
+
+    def _made(self, unit: int) -> tuple[bytes | None, str | None]:
+        try:
+            return stream_of(self.rows(unit)), None
+        except Stopped as stop:
+            return None, str(stop)
 
 
 class IngestUnit(_UnitStage):
@@ -309,7 +327,7 @@ class SettleUnit(_UnitStage):
 
 
 class CaptionUnit(_UnitStage):
-    """A part of the corpus to its captions."""
+    """A part of the corpus to its captions, measured."""
 
     def __init__(self, run_uri: str, recipe: Recipe) -> None:
         from factory.stages.caption import READS, CaptionImages
@@ -349,14 +367,18 @@ class CommitTable:
         self.table = table
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        done = [self._commit(unit, data) for unit, data in zip(batch["unit"], batch["rows"], strict=True)]
-        return pa.Table.from_pylist(done)
+        columns = (batch[name] for name in _COLUMNS)
+        return pa.Table.from_pylist([self._commit(*one) for one in zip(*columns, strict=True)])
 
-    def _commit(self, unit: pa.Scalar, data: pa.Scalar) -> dict[str, Any]:
+    def _commit(self, unit: pa.Scalar, data: pa.Scalar, stopped: pa.Scalar) -> dict[str, Any]:
+        if not data.is_valid:
+            none = dict.fromkeys(records.OUTCOMES, 0)
+            return {"unit": unit.as_py(), "won": False, **none, "stopped": stopped.as_py()}
         rows = pa.ipc.open_stream(data.as_buffer()).read_all()
         won = self.table.commit(unit.as_py(), rows)
         counts = _count(rows)
-        return {"unit": unit.as_py(), "won": won, **{outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES}}
+        made = {outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES}
+        return {"unit": unit.as_py(), "won": won, **made, "stopped": ""}
 
 
 def _pool(

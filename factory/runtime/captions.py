@@ -1,0 +1,111 @@
+"""Captions by a model, on Ray: which pool each backend gets, and what its captions depend on.
+
+measured      actors on CPUs          transformers  one actor per GPU, as for synthesis
+http          one actor with threads, so that the cap on spend is kept in one place
+vllm          engines of ray.data.llm (see `vllm.py`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from factory import records
+from factory.instructions import prompt_file
+from factory.recipe import CaptionSection, Recipe
+from factory.run import Run
+from factory.runtime import data
+from factory.runtime.cluster import Pools
+from factory.tables import fingerprint_of
+
+
+def fingerprint(run: Run, recipe: Recipe) -> dict[str, str]:
+    """What the captions depend on: for a model its weights, its prompts and how it is asked, but not what it costs."""
+    section, parents = recipe.caption, {"corpus": run.table("corpus").origin()}
+    found = fingerprint_of(recipe, "captions", parents, {})
+    if section.captioner == "measured":
+        return found
+    instruction, prefix = prompt_file(section.prompt, "instruction"), prompt_file(section.prefix, "prefix")
+    digests = {"captioner": model_digest(section), "prompt": instruction.digest, "prefix": prefix.digest}
+    return found | fingerprint_of(recipe, "captions by a model", {}, digests)
+
+
+def model_digest(section: CaptionSection) -> str:
+    """Of the weights in a directory, or of an endpoint's address and name. A ValueError where they cannot be used."""
+    from factory.models.captioners.http import authorization, endpoint_digest
+    from factory.models.weights import tree_digest
+
+    if section.captioner == "vllm":
+        from factory.runtime.vllm import require_vllm
+
+        require_vllm()
+    if section.captioner == "http":
+        authorization(section.http)
+        return endpoint_digest(section)
+    return tree_digest(section.model or "", "caption.model")
+
+
+def pool(run: Run, recipe: Recipe, pools: Pools) -> Callable[..., Any]:
+    """The pool that makes units of captions: `pool(missing, commit)` yields what was committed."""
+    arguments = (run.uri, recipe)
+    if recipe.caption.captioner == "measured":
+        return partial(data._pool, data.CaptionUnit, arguments, pools.tasks)
+    if recipe.caption.captioner == "transformers":
+        return partial(data._pool, DescribeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
+    if recipe.caption.captioner == "http":
+        return partial(data._pool, AskUnit, arguments, 1)
+    from factory.runtime.vllm import pool as vllm_pool
+
+    return partial(vllm_pool, run, recipe, pools)
+
+
+class DescribeUnit(data._UnitStage):
+    """A part of the corpus to its captions by a local model."""
+
+    def __init__(self, run_uri: str, recipe: Recipe) -> None:
+        from factory.stages.caption import READS_BY_MODEL, DescribeImages
+
+        self.run, self.section = Run(run_uri), recipe.caption
+        self.read = self.run.table("corpus").reader(list(READS_BY_MODEL))
+        self.captioner = self.captioner_of(self.section)
+        self.describe = DescribeImages(self.section, self.captioner)
+
+    def captioner_of(self, section: CaptionSection) -> Any:
+        """The captioner of this actor."""
+        import torch
+
+        from factory.models.captioners.transformers_vlm import TransformersCaptioner
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return TransformersCaptioner(section.model or "", section.max_new_tokens, section.batch_size, device)
+
+    def rows(self, unit: int) -> pa.Table:
+        return records.rows_to_table("captions", self.describe(self.read(unit).to_pylist()))
+
+
+class AskUnit(DescribeUnit):
+    """A part of the corpus to its captions by an endpoint. What committed parts have cost counts against the cap."""
+
+    def captioner_of(self, section: CaptionSection) -> Any:
+        from factory.models.captioners.http import Budget, HttpCaptioner
+
+        return HttpCaptioner(section, Budget(section.http, *self._tokens_spent()))
+
+    def rows(self, unit: int) -> pa.Table:
+        part = self.read(unit).to_pylist()
+        self.captioner.begin(sum(row["outcome"] == records.ACCEPTED for row in part))
+        return records.rows_to_table("captions", self.describe(part))
+
+    def _tokens_spent(self) -> tuple[int, int]:
+        """Tokens in and out of the parts that are there, sealed or not."""
+        table, used = self.run.table("captions"), [0, 0]
+        for part in table.parts():
+            with table.store.open(table.part_path(part)) as file:
+                found = pq.read_table(file, columns=["tokens_in", "tokens_out"])
+            for k, name in enumerate(("tokens_in", "tokens_out")):
+                used[k] += sum(count or 0 for count in found[name].to_pylist())
+        return used[0], used[1]

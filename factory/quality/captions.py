@@ -36,7 +36,7 @@ def findings(
 
     description: the model's own words, without our prefix; asymmetry, border_irregularity, colors: as it stated them;
     measured: what was measured, None where nothing could be; label: `benign`, `malignant` or None;
-    scale_known: whether the lesion's size in millimetres is known, so that a stated size can be right.
+    scale_known: whether the model was told a scale, so that a size it states can be right.
     """
     stated = {"asymmetry": asymmetry, "border_irregularity": border_irregularity}
     named = tuple(colors)

@@ -18,8 +18,8 @@ from factory.recipe import CaptionSection
 
 # The corpus columns a row must have.
 READS = ("record_id", "image", "mask", "mask_source", "diagnosis", "skin_type", "outcome")
-# Those that a model's captions are written and checked with, beside.
-READS_BY_MODEL = (*READS, "malignant", "diameter_mm")
+# Those that a model's captions are written with. No size is among them: a model that states one has made it up.
+READS_BY_MODEL = (*READS, "malignant")
 
 
 class CaptionImages:
@@ -112,7 +112,7 @@ class DescribeImages:
     ) -> dict[str, Any]:
         found = findings(
             said.description, said.asymmetry, said.border_irregularity, said.colors, measured, told,
-            label_in_prompt=told is not None, scale_known=row["diameter_mm"] is not None,
+            label_in_prompt=told is not None,
         )  # fmt: skip
         reason = next((name for name in found if name in self.section.reject), None)
         return {

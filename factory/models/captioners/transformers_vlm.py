@@ -30,7 +30,9 @@ class TransformersCaptioner:
         self, directory: str | Path, max_new_tokens: int = 256, batch_size: int = 8, device: str = "cpu"
     ) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         self.directory, self.device = Path(directory), device
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.digest = tree_digest(directory, "caption.model")

@@ -7,7 +7,7 @@ vllm          engines of ray.data.llm (see `vllm.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -93,19 +93,17 @@ class AskUnit(DescribeUnit):
     def captioner_of(self, section: CaptionSection) -> Any:
         from factory.models.captioners.http import Budget, HttpCaptioner
 
-        return HttpCaptioner(section, Budget(section.http, *self._tokens_spent()))
+        return HttpCaptioner(section, Budget(section.http, self._paid()))
 
     def rows(self, unit: int) -> pa.Table:
         part = self.read(unit).to_pylist()
         self.captioner.begin(sum(row["outcome"] == records.ACCEPTED for row in part))
         return records.rows_to_table("captions", self.describe(part))
 
-    def _tokens_spent(self) -> tuple[int, int]:
-        """Tokens in and out of the parts that are there, sealed or not."""
-        table, used = self.run.table("captions"), [0, 0]
+    def _paid(self) -> Iterator[tuple[int, int]]:
+        """Tokens in and out of each row of the parts that are there, sealed or not."""
+        table = self.run.table("captions")
         for part in table.parts():
             with table.store.open(table.part_path(part)) as file:
-                found = pq.read_table(file, columns=["tokens_in", "tokens_out"])
-            for k, name in enumerate(("tokens_in", "tokens_out")):
-                used[k] += sum(count or 0 for count in found[name].to_pylist())
-        return used[0], used[1]
+                found = pq.read_table(file, columns=["tokens_in", "tokens_out"]).to_pylist()
+            yield from ((row["tokens_in"] or 0, row["tokens_out"] or 0) for row in found)

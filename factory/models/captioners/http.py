@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -42,11 +42,16 @@ class Reply:
 
 
 class Budget:
-    """What was spent, against a cap. Thread-safe. A unit begins only if it will probably fit; see `begin`."""
+    """What was spent, against a cap. Thread-safe. A unit begins only if it will probably fit; see `begin`.
 
-    def __init__(self, http: HttpSection, tokens_in: int = 0, tokens_out: int = 0) -> None:
+    `paid` are the tokens in and out of each answer that was paid for before.
+    """
+
+    def __init__(self, http: HttpSection, paid: Iterable[tuple[int, int]] = ()) -> None:
         self.http, self._lock = http, threading.Lock()
-        self.spent, self._dearest = self.cost(tokens_in, tokens_out), 0.0
+        self.spent = self._dearest = 0.0
+        for tokens_in, tokens_out in paid:
+            self.add(tokens_in, tokens_out)
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """The price of so many tokens, in the currency of the recipe's prices."""

@@ -115,6 +115,8 @@ def caption(
     set_: SetOption = None,
 ) -> None:
     """ABC attributes and a sentence for every image of the corpus."""
+    if model is not None and "://" not in model:
+        model = str(Path(model).expanduser().resolve())
     given = {"caption.captioner": backend, "caption.model": model}
     _step(run, recipe, [*(set_ or []), *(f"{key}={value}" for key, value in given.items() if value)], "caption")
 

@@ -81,6 +81,8 @@ def test_a_model_that_fails_on_everything_stops_the_run(weights: Path, monkeypat
     monkeypatch.setattr(captioner, "_generated", lambda batch: 1 / 0)
     with pytest.raises(Stopped, match=r"failed on all of 5 images \(ZeroDivisionError: division by zero\); try it"):
         captioner.ask(requests())
+    with pytest.raises(Stopped):  # and is not tried on the units after this one
+        captioner.ask(requests(1))
 
 
 def test_what_is_no_vision_language_model_is_refused(tmp_path: Path, weights: Path) -> None:

@@ -35,6 +35,7 @@ class TransformersCaptioner:
         disable_progress_bar()
         self.directory, self.device = Path(directory), device
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self._last_error = self._stopped = ""
         self.digest = tree_digest(directory, "caption.model")
         try:
             self.processor = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -58,19 +59,21 @@ class TransformersCaptioner:
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request, in order. Raises Stopped where not one of several requests can be run."""
+        if self._stopped:
+            raise Stopped(self._stopped)
         answers: list[Answer | None] = [None] * len(requests)
         order = sorted(range(len(requests)), key=lambda k: _length(requests[k]), reverse=True)
-        self._last_error = ""
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
             for place, answer in zip(places, self._halving([requests[k] for k in places]), strict=True):
                 answers[place] = answer
         found = [answer for answer in answers if answer is not None]
         if len(found) > 1 and all(answer.problem == "generation_failed" for answer in found):
-            raise Stopped(
+            self._stopped = (
                 f"the model in {self.directory} failed on all of {len(found)} images ({self._last_error}); "
                 "try it by itself, or name another caption.model, and run the same command."
             )
+            raise Stopped(self._stopped)
         return found
 
     def _halving(self, requests: Sequence[Request]) -> list[Answer]:

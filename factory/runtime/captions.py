@@ -98,7 +98,11 @@ class AskUnit(DescribeUnit):
     def rows(self, unit: int) -> pa.Table:
         part = self.read(unit).to_pylist()
         self.captioner.begin(sum(row["outcome"] == records.ACCEPTED for row in part))
-        return records.rows_to_table("captions", self.describe(part))
+        made = records.rows_to_table("captions", self.describe(part))
+        # In place at once, since it is paid for: the commit that follows finds it there, and one that never follows,
+        # because the driver was killed, is not missed.
+        self.run.table("captions").commit(unit, made)
+        return made
 
     def _paid(self) -> Iterator[tuple[int, int]]:
         """Tokens in and out of each row of the parts that are there, sealed or not."""

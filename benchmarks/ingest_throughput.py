@@ -190,7 +190,7 @@ def _met(_: int) -> None:
 
 
 def stage_unit(uri: str, recipe: Recipe, unit: int, entries: list[Entry]) -> None:
-    """What `factory.runtime.data.IngestUnit` and `CommitTable` do, in one process."""
+    """What `IngestUnit` and `CommitTable` of `factory/runtime` do, in one process."""
     Run(uri).table("intake").commit(unit, records.rows_to_table("intake", CurateImages(recipe.corpus)(entries)))
 
 

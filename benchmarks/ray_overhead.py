@@ -29,7 +29,7 @@ from factory.models.segmenter import LatentSegmenter, save_segmenter
 from factory.recipe import Recipe, load
 from factory.run import Run
 from factory.runtime import cluster, data, serve
-from factory.runtime.data import SynthesizeUnit
+from factory.runtime.synthesize import SynthesizeUnit
 from factory.stages.score import LocalGate, ScoreSamples
 from factory.stages.synthesize import SynthesizeSamples
 

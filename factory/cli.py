@@ -14,6 +14,7 @@ import typer
 
 from factory import recipe as recipes
 from factory import taxonomy
+from factory.progress import Stopped
 from factory.recipe import Recipe
 
 app = typer.Typer(
@@ -106,9 +107,18 @@ def _source(text: str) -> tuple[str, str]:
 
 
 @app.command()
-def caption(run: RunOption, recipe: RecipeOption = None, set_: SetOption = None) -> None:
+def caption(
+    run: RunOption,
+    backend: Annotated[str | None, typer.Option("--backend", help="measured, transformers, vllm or http.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A directory, or for http an address up to /v1.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
     """ABC attributes and a sentence for every image of the corpus."""
-    _step(run, recipe, set_, "caption")
+    if model is not None and "://" not in model:
+        model = str(Path(model).expanduser().resolve())
+    given = {"caption.captioner": backend, "caption.model": model}
+    _step(run, recipe, [*(set_ or []), *(f"{key}={value}" for key, value in given.items() if value)], "caption")
 
 
 @app.command()
@@ -292,7 +302,7 @@ def _report(error: Exception) -> None:
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # what the command line itself refuses
         error.show()
         sys.exit(error.exit_code)
-    if isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) in MACHINE_ERRORS:
+    if isinstance(error, (ConnectionError, TimeoutError, Stopped)) or getattr(error, "errno", None) in MACHINE_ERRORS:
         _refuse(str(error), status=1)
     if isinstance(error, (ValueError, OSError)):
         _refuse(str(error))

@@ -58,23 +58,26 @@ def recipe_of(uri: str) -> Recipe | None:
 def ingest(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """Sources to the sealed corpus, and the report on it."""
     from factory.models.weights import tree_files
-    from factory.runtime import cluster, data
+    from factory.runtime import cluster
+    from factory.runtime import ingest as pipeline
 
     if recipe.corpus.embedding is not None:  # a path that is not there is said before a cluster is started
         tree_files(recipe.corpus.embedding, "corpus.embedding")
-    data.freeze_listing(run, recipe)
+    pipeline.freeze_listing(run, recipe)
     with cluster.connect() as resources:
-        data.ingest(run, recipe, cluster.pools(resources, recipe), echo)
+        pipeline.ingest(run, recipe, cluster.pools(resources, recipe), echo)
     report(run, recipe, echo)
 
 
 def caption(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """The corpus's captions."""
-    from factory.runtime import cluster, data
+    from factory.runtime import caption as pipeline
+    from factory.runtime import cluster
 
     run.table("corpus").sealed()
+    pipeline.fingerprint(run, recipe)  # weights, address and token that are not there are said before a cluster is up
     with cluster.connect() as resources:
-        data.caption(run, recipe, cluster.pools(resources, recipe), echo)
+        pipeline.caption(run, recipe, cluster.pools(resources, recipe), echo)
 
 
 def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
@@ -115,14 +118,15 @@ def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
     known = [
         row | {"diagnosis": of[row["record_id"]]}
         for row in rows
-        if row["outcome"] == records.ACCEPTED and of.get(row["record_id"])
+        if row["outcome"] == records.ACCEPTED and row["asymmetry"] is not None and of.get(row["record_id"])
     ]
     return looks_of(known), {"captions": captions.origin()}
 
 
 def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     """The plan's samples, judged by the gate while they are made."""
-    from factory.runtime import cluster, data
+    from factory.runtime import cluster
+    from factory.runtime import synthesize as pipeline
     from factory.runtime.weights import weights_of
 
     run.table("plan").sealed()
@@ -132,7 +136,7 @@ def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     with cluster.connect() as resources:
         pools = cluster.pools(resources, recipe)
         judging = _gate_deployed(run, recipe, pools)
-        data.synthesize(run, recipe, pools, digests, paths, judging, echo)
+        pipeline.synthesize(run, recipe, pools, digests, paths, judging, echo)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,10 @@ from typing import Any
 from factory import records
 
 
+class Stopped(RuntimeError):
+    """Work that was ended before it was done, for a reason the user can mend; the same command then goes on."""
+
+
 class ProgressLine:
     """A line a minute while a stage runs, and one at its end."""
 

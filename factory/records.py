@@ -56,6 +56,11 @@ _CAPTIONS = [
     ("color_asymmetry", pa.float32()), ("radial_variance", pa.float32()), ("fractal_dimension", pa.float32()),
     ("abrupt_octants", pa.int32()), ("color_shares", pa.list_(pa.float32())), ("relative_diameter", pa.float32()),
     ("diameter_mm", pa.float32()),
+    # What a model stated beside what was measured above; null for the measured captioner.
+    ("stated_asymmetry", pa.string()), ("stated_border_irregularity", pa.string()),
+    ("stated_colors", pa.list_(pa.string())), ("findings", pa.list_(pa.string())), ("raw_text", pa.string()),
+    ("parsed_as", pa.string()), ("attempts", pa.int32()), ("tokens_in", pa.int64()), ("tokens_out", pa.int64()),
+    ("prompt_digest", pa.string()), ("model_digest", pa.string()),
     *_OUTCOME_FIELDS,
 ]  # fmt: skip
 

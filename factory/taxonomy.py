@@ -49,6 +49,11 @@ COLORS: tuple[str, ...] = ("light-brown", "dark-brown", "black", "blue-gray", "r
 # What a person may type for them on the command line.
 COLOR_ALIASES: dict[str, str] = {"brown": "dark-brown", "tan": "light-brown", "blue": "blue-gray", "gray": "blue-gray"}
 LEVELS: tuple[str, ...] = ("low", "medium", "high")
+# What can be said against a caption (quality/captions.py).
+CAPTION_FINDINGS: tuple[str, ...] = (
+    "unsupported_measurement", "diagnosis_in_blind_caption", "contradicts_itself", "contradicts_measured",
+    "contradicts_label", "attribute_missing",
+)  # fmt: skip
 
 
 def is_malignant(diagnosis: str) -> bool | None:

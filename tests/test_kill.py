@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from stub_endpoint import good, serving
 
 from factory import line
 from factory.corpora.phantom import write_phantoms
@@ -170,6 +171,32 @@ def test_a_killed_ingest_goes_on_without_the_images_that_it_has_read(
     assert f"{INGESTED}/{INGESTED} rows" in made
     assert Run(run).table("intake").counts() == {"accepted": INGESTED}
     assert Run(run).verify() == []
+
+
+def test_a_killed_captioning_asks_of_no_finished_unit_again(tmp_path: Path, drive: Callable[..., Driver]) -> None:
+    run, units, rows = tmp_path / "run", 12, 4
+    corpus = [f"corpus.phantoms.count={units * rows}", f"corpus.unit_rows={rows}", "corpus.phantoms.size=64"]
+    corpus += ["corpus.min_side=64", "corpus.scales=[64]"]
+    recipe = load("smoke", corpus)
+    with line.driving(str(run), recipe, "ingest") as opened:
+        line.ingest(opened, recipe, lambda text: None)
+
+    def slowly(image: str, nth: int) -> Any:
+        time.sleep(0.25)
+        return good()
+
+    with serving(slowly) as endpoint:
+        asked = ["caption", "--backend", "http", "--model", endpoint.address, "--set", "caption.http.name=tiny"]
+        before = drive(run, *asked, "--set", "caption.http.concurrency=2").kill_in_the_middle("captions")
+        assert 3 <= len(before) < units
+        second = drive(run, *asked)
+        assert second.process.wait(TIMEOUT_S) == 0, second.log.read_text()
+    after = parts(run, "captions")
+    assert {name: after[name] for name in before} == before and len(after) == units
+    captioned = Run(run).table("captions").read(["record_id"])["record_id"].to_pylist()
+    assert captioned == Run(run).table("corpus").read(["record_id"])["record_id"].to_pylist()
+    assert len(set(captioned)) == len(endpoint.asked) == units * rows and Run(run).verify() == []
+    assert sum(endpoint.asked.values()) <= (units + IN_FLIGHT) * rows
 
 
 def _column(part: Path, name: str) -> list[str]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from factory import corpora, records, taxonomy
 from factory.images import encode_png
+from factory.models.captioners.protocol import Answer, Request
 from factory.prompts import Attributes
 from factory.recipe import CaptionSection, CorpusSection, PhantomSection
-from factory.stages.caption import CaptionImages, measured_columns
+from factory.stages.caption import CaptionImages, DescribeImages, measured_columns
 from factory.stages.curate import CurateImages
 from factory.stages.masks import FoundMask
 
 SECTION = CorpusSection(phantoms=PhantomSection(count=6, size=128, seed=4))
 
 
-def corpus() -> list[dict[str, object]]:
+def corpus() -> list[dict[str, Any]]:
     return records.rows_to_table("intake", CurateImages(SECTION)(corpora.list_entries(SECTION))).to_pylist()
 
 
@@ -75,3 +79,88 @@ def test_an_image_without_a_lesion_is_a_failed_caption() -> None:
     (made,) = CaptionImages(CaptionSection())([row])
     assert (made["outcome"], made["reason"]) == ("failed", "no_lesion")
     assert "caption" not in made
+
+
+class Scripted:
+    """A captioner that says what it is told, and remembers what it was asked."""
+
+    name, digest = "scripted", "d0"
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers, self.asked = list(answers), []  # type: ignore[var-annotated]
+
+    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        self.asked += requests
+        return [self.answers.pop(0) for _ in requests]
+
+
+BY_MODEL = CaptionSection(captioner="transformers", model="somewhere")
+PROSE = "The mole is highly asymmetrical with ragged borders; it is black and 3 mm wide."
+
+
+def described(section: CaptionSection, rows: list[dict[str, Any]], *answers: Answer) -> tuple[Any, list[Any]]:
+    captioner = Scripted(*answers)
+    made = records.rows_to_table("captions", DescribeImages(section, captioner)(rows)).to_pylist()
+    return captioner, made
+
+
+def test_a_models_caption_keeps_its_words_what_they_state_and_what_was_measured() -> None:
+    row = corpus()[0]
+    _, (made,) = described(BY_MODEL, [row], Answer(PROSE, None, 90, 20))
+    label = "malignant" if row["malignant"] else "benign"
+    assert made["caption"] == f"This photo depicts a {label} lesion. Here's a description of the mole: {PROSE}"
+    assert (made["stated_asymmetry"], made["stated_border_irregularity"]) == ("high", "high")
+    assert made["stated_colors"] == ["black"] and made["parsed_as"] == "prose" and made["raw_text"] == PROSE
+    assert made["asymmetry"] is not None and made["colors"] and made["mask_source"] == "phantom"
+    assert "unsupported_measurement" in made["findings"] and made["outcome"] == "accepted"
+    assert (made["attempts"], made["tokens_in"], made["tokens_out"], made["model_digest"]) == (1, 90, 20, "d0")
+
+
+def test_an_answer_that_is_not_valid_is_asked_for_once_more_in_firmer_words() -> None:
+    rows = corpus()[:3]
+    captioner, made = described(
+        BY_MODEL, rows, Answer("garbage", None, 5, 5), Answer(PROSE, None, 5, 5), Answer("garbage", None, 5, 5),
+        Answer(PROSE, None, 5, 5), Answer("more garbage", None, 5, 5),
+    )  # fmt: skip
+    assert [row["record_id"] for row in made] == [row["record_id"] for row in rows]
+    assert [row["attempts"] for row in made] == [2, 1, 2] and [row["tokens_in"] for row in made] == [10, 5, 10]
+    assert [(row["outcome"], row["reason"]) for row in made] == [
+        ("accepted", None), ("accepted", None), ("failed", "invalid_answer"),
+    ]  # fmt: skip
+    assert made[2]["raw_text"] == "more garbage" and made[2]["asymmetry"] is not None
+    assert captioner.asked[3].prompt == captioner.asked[0].prompt + "\n" + (
+        "Answer with the JSON object alone, with all four keys and nothing before or after it."
+    )
+
+
+def test_a_problem_is_the_reason_and_a_text_that_came_is_kept() -> None:
+    rows = corpus()[:2]
+    _, made = described(BY_MODEL, rows, Answer(None, "timeout"), Answer("garbage"), Answer(None, "http_500"))
+    assert [(row["outcome"], row["reason"]) for row in made] == [("failed", "timeout"), ("failed", "http_500")]
+    assert made[1]["raw_text"] == "garbage"
+
+
+def test_only_findings_that_the_recipe_lists_reject() -> None:
+    section = BY_MODEL.model_copy(update={"reject": ["unsupported_measurement"]})
+    _, (made,) = described(section, corpus()[:1], Answer(PROSE))
+    assert (made["outcome"], made["reason"]) == ("rejected", "unsupported_measurement") and made["caption"]
+    with pytest.raises(ValueError, match="reject must hold findings .*, got ugly"):
+        CaptionSection(reject=["ugly"])
+
+
+def test_the_blind_arm_and_an_unknown_label_are_not_told() -> None:
+    known, unknown = corpus()[0], corpus()[1] | {"malignant": None, "diagnosis": None}
+    captioner, made = described(BY_MODEL, [known, unknown], Answer(PROSE), Answer(PROSE))
+    assert [row["label_in_prompt"] for row in made] == [True, False]
+    assert "lignant" in captioner.asked[0].prompt or "benign" in captioner.asked[0].prompt
+    assert "a lesion." in captioner.asked[1].prompt and made[1]["caption"].startswith("This photo depicts a lesion.")
+    blind = BY_MODEL.model_copy(update={"label_in_prompt": False})
+    captioner, (made_blind,) = described(blind, [known], Answer("A melanoma with smooth borders."))
+    assert not made_blind["label_in_prompt"] and "diagnosis_in_blind_caption" in made_blind["findings"]
+
+
+def test_an_image_without_a_lesion_to_measure_still_has_its_words() -> None:
+    plain = encode_png(np.full((64, 64, 3), 180, np.uint8))
+    row = corpus()[0] | {"image": {"bytes": plain, "path": "x.png"}, "mask": None, "mask_source": None}
+    _, (made,) = described(BY_MODEL, [row], Answer(PROSE))
+    assert made["outcome"] == "accepted" and made["asymmetry"] is None

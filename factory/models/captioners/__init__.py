@@ -1,0 +1,1 @@
+"""Captioners behind one protocol: vision-language models by path and by address. Measuring is `models/captioner.py`."""

@@ -1,0 +1,66 @@
+"""Synthesis on Ray Data: the sealed plan to samples, each judged by the gate that Ray Serve hosts."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from factory import records
+from factory.recipe import Recipe
+from factory.run import Run
+from factory.runtime.cluster import Pools
+from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
+
+if TYPE_CHECKING:
+    from factory.stages.synthesize import SynthesizeSamples
+
+
+def synthesize(
+    run: Run,
+    recipe: Recipe,
+    pools: Pools,
+    weights: dict[str, str],
+    paths: dict[str, str | None],
+    gate: AbstractContextManager[None],
+    echo: Echo = print,
+    unit: type[SynthesizeUnit] | None = None,
+) -> None:
+    """The sealed plan to the sealed `samples`, with the gate asked by handle.
+
+    weights: digests by role (`generator`, `gate`), which name the table; paths: `generator`, `adapter`; gate: within
+    it the gate is deployed, entered only if there is something to judge; unit: the stage, if not `SynthesizeUnit`.
+    """
+    plan = run.table("plan")
+    units = int(pc.max(plan.read(["unit"])["unit"]).as_py()) + 1
+    table, fingerprint = run.table("samples"), fingerprint_in(run, recipe, "samples", ["plan"], weights)
+    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"])
+    stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
+    table.require(fingerprint)
+    with gate if table.missing(units) else nullcontext():
+        fill(table, units, fingerprint, plan.sealed().rows, "synthesize", echo, stage)
+    table.seal(units, fingerprint, {"plan": plan.digest()})
+
+
+class SynthesizeUnit(UnitStage):
+    """A unit of the plan to its samples: generator, sampler and a handle to the gate, loaded once per actor."""
+
+    def __init__(self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str) -> None:
+        from factory.runtime.serve import GateHandle
+
+        self.plan = Run(run_uri).table("plan")
+        gate = GateHandle(run_uri)
+        self.synthesize = self.stage()(weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest)
+
+    def stage(self) -> type[SynthesizeSamples]:
+        """The stage it runs; another family's unit overrides this."""
+        from factory.stages.synthesize import SynthesizeSamples
+
+        return SynthesizeSamples
+
+    def rows(self, unit: int) -> pa.Table:
+        planned = self.plan.read(filter=pc.field("unit") == unit).to_pylist()
+        return records.rows_to_table("samples", self.synthesize(planned))

@@ -1,0 +1,164 @@
+"""What every pipeline of Ray Data here is made of: units, a pool of actors that makes them, and their commit.
+
+One row is one unit; a unit is committed by one part that is put in place only if it is not there. Resume is the list
+of parts that are missing. Ray Data's own checkpointing is left off: it loses or repeats rows in ways that it does not
+report, and it makes every rejected sample again.
+
+A pipeline is a stage (`stages/`, no Ray) inside an actor that reads its unit's rows and hands on the result; the
+commit is a task of its own, so that an actor goes on while its last unit is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from factory import records
+from factory.progress import ProgressLine, Stopped
+from factory.recipe import Recipe
+from factory.run import Run
+from factory.runtime.cluster import ACTOR_CPUS
+from factory.tables import Table, fingerprint_of
+
+Echo = Callable[[str], None]
+LIGHT_UNITS = 4  # per actor at least, where a unit takes less than the seconds of imports of one more process
+
+
+def fill(
+    table: Table,
+    num_units: int,
+    fingerprint: dict[str, str],
+    total: int,
+    word: str,
+    echo: Echo,
+    pool: Callable[[Sequence[int]], Iterator[dict[str, Any]]],
+) -> None:
+    """Makes the units that a table lacks, with a progress line. Refused if its other units were made otherwise."""
+    table.require(fingerprint)
+    missing = table.missing(num_units)
+    line = ProgressLine(word, total, done=_rows_done(table, num_units, missing, total), echo=echo)
+    stopped = None
+    for committed in pool(missing, CommitTable(table)):  # type: ignore[call-arg]
+        line.add(committed)
+        stopped = stopped or committed.get("stopped")
+    line.end()
+    if stopped:  # said after what was in flight is committed: nothing that was made is lost
+        raise Stopped(stopped)
+
+
+def _rows_done(table: Table, num_units: int, missing: Sequence[int], total: int) -> int:
+    """Rows in the parts that are there already; exact when there are none or all of them."""
+    return round(total * (num_units - len(missing)) / num_units) if num_units else 0
+
+
+def fingerprint_in(
+    run: Run, recipe: Recipe, name: str, parents: Sequence[str], weights: dict[str, str] | None = None
+) -> dict[str, str]:
+    return fingerprint_of(recipe, name, {parent: run.table(parent).origin() for parent in parents}, weights or {})
+
+
+_COLUMNS, _TYPES = ["unit", "rows", "stopped"], [pa.int64(), pa.large_binary(), pa.string()]
+
+
+class UnitStage:
+    """A stage on one unit at a time: reads its rows, works, returns `unit` and `rows` (an Arrow stream).
+
+    A unit whose stage says `Stopped` has no rows and is not committed; `stopped` is what the run ends with.
+    """
+
+    name: str
+
+    def rows(self, unit: int) -> pa.Table:
+        raise NotImplementedError
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        made = [(unit, *self._made(unit)) for unit in batch["unit"].to_pylist()]
+        return pa.Table.from_arrays(
+            [pa.array(column, dtype) for column, dtype in zip(zip(*made, strict=True), _TYPES, strict=True)], _COLUMNS
+        )
+
+    def _made(self, unit: int) -> tuple[bytes | None, str | None]:
+        try:
+            return stream_of(self.rows(unit)), None
+        except Stopped as stop:
+            return None, str(stop)
+
+
+class CommitTable:
+    """The last stage of every pipeline: a unit's rows become a part. Returns what it holds, not the rows."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        columns = (batch[name] for name in _COLUMNS)
+        return pa.Table.from_pylist([self._commit(*one) for one in zip(*columns, strict=True)])
+
+    def _commit(self, unit: pa.Scalar, data: pa.Scalar, stopped: pa.Scalar) -> dict[str, Any]:
+        if not data.is_valid:
+            none = dict.fromkeys(records.OUTCOMES, 0)
+            return {"unit": unit.as_py(), "won": False, **none, "stopped": stopped.as_py()}
+        rows = pa.ipc.open_stream(data.as_buffer()).read_all()
+        won = self.table.commit(unit.as_py(), rows)
+        counts = _count(rows)
+        made = {outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES}
+        return {"unit": unit.as_py(), "won": won, **made, "stopped": ""}
+
+
+def pool(
+    stage: type[UnitStage],
+    arguments: tuple[Any, ...],
+    num_actors: int,
+    units: Sequence[int],
+    commit: CommitTable,
+    *,
+    num_gpus: float = 0.0,
+    units_per_actor: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Runs a stage on an actor pool over units, commits each, and yields what was committed.
+
+    An exception in a stage ends the run: a bad row is the stage's own business, and gets a reason there.
+    """
+    if not units:
+        return
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    num_actors = min(num_actors, -(-len(units) // units_per_actor))
+    dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    made = dataset.map_batches(
+        stage,  # type: ignore[arg-type]
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=arguments,
+        num_cpus=ACTOR_CPUS,
+        num_gpus=num_gpus or None,
+        udf_modifying_row_count=False,
+    )
+    # As many commits at once as there are actors: theirs are processes too.
+    committed = made.map_batches(
+        commit.__call__,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=ACTOR_CPUS,
+        compute=TaskPoolStrategy(num_actors),
+    )
+    for batch in committed.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def stream_of(rows: pa.Table) -> bytes:
+    """Rows as an Arrow stream: how a unit travels between stages."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _count(rows: pa.Table) -> dict[str, int]:
+    if "outcome" not in rows.schema.names:
+        return {records.ACCEPTED: len(rows)}
+    return {entry["values"]: entry["counts"] for entry in rows["outcome"].value_counts().to_pylist()}

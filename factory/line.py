@@ -87,7 +87,7 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     from factory.tables import fingerprint_of
 
     table = run.table("plan")
-    looks, parents = _looks(run)
+    looks, parents = _looks(run, recipe.plan.bank)
     fingerprint = fingerprint_of(recipe, "plan", parents, {})
     table.require(fingerprint)
     named_by = {name: value for name, value in fingerprint.items() if name != "plan.unit_rows"}
@@ -100,7 +100,7 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     echo(f"plan        {len(rows)} rows in {rows[-1]['unit'] + 1} units over {cells} cells")
 
 
-def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
+def _looks(run: Run, bank: str) -> tuple[dict[str, list[Any]], dict[str, str]]:
     """The looks of each diagnosis in the run's captions, and the tables they come from (none without captions)."""
     from factory.stages.plan import looks_of
 
@@ -108,19 +108,19 @@ def _looks(run: Run) -> tuple[dict[str, list[Any]], dict[str, str]]:
     if not captions.parts():
         return {}, {}
     captions.sealed()  # half of the captions would plan other samples than all of them
-    light = corpus.read(["record_id", "diagnosis", "split", "outcome"]).to_pylist()
+    light = ["record_id", "diagnosis", "site", "modality", "vignette", "black_border", "split", "outcome"]
     of = {
-        row["record_id"]: row["diagnosis"]
-        for row in light
-        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
+        row["record_id"]: row
+        for row in corpus.read(light).to_pylist()
+        if row["outcome"] == records.ACCEPTED and row["split"] == "train" and row["diagnosis"] is not None
     }
-    rows = captions.read(["record_id", "asymmetry", "border_irregularity", "colors", "outcome"]).to_pylist()
+    measured = ["record_id", "asymmetry", "border_irregularity", "colors", "relative_diameter", "outcome"]
     known = [
-        row | {"diagnosis": of[row["record_id"]]}
-        for row in rows
-        if row["outcome"] == records.ACCEPTED and row["asymmetry"] is not None and of.get(row["record_id"])
+        of[row["record_id"]] | row
+        for row in captions.read(measured).to_pylist()
+        if row["outcome"] == records.ACCEPTED and row["asymmetry"] is not None and row["record_id"] in of
     ]
-    return looks_of(known), {"captions": captions.origin()}
+    return looks_of(known, bank), {"captions": captions.origin()}
 
 
 def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
@@ -257,8 +257,13 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
 
 
 def _evaluate_captions(run: Run, echo: Echo) -> None:
+    from factory.lab import attributes
     from factory.lab.truth import captioner_accuracy
 
+    measured = run.table("captions").read(["record_id", "outcome", "colors", *attributes.NUMBERS])
+    found = attributes.by_diagnosis(measured, run.table("corpus").read(["record_id", "diagnosis"]))
+    _write(run, "caption_attributes", found)
+    echo(f"captions    measurements of {found['num_images']} images by diagnosis")
     corpus = run.table("corpus").read(
         ["record_id", "outcome", "true_asymmetry", "true_border_irregularity", "true_color_count", "true_colors"]
     )

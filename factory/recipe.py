@@ -102,6 +102,8 @@ class CaptionSection(Section):
 
     captioner: Literal["measured", "transformers", "vllm", "http"] = "measured"
     masks: Literal["measured", "segmenter"] = "measured"  # where a record has none: by colour, or the starter's network
+    aspect: Annotated[float, Field(ge=0.1, le=10.0)] | None = None  # width over height that square files had once
+    bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a measured caption says
     label_in_prompt: bool = True  # DermaFlux gives the label to the captioner; False is the blind arm
     model: str | None = None  # transformers, vllm: a directory with safetensors; http: the address up to /v1
     prompt: str = "abc"  # an instruction of factory/prompt_files
@@ -221,6 +223,7 @@ class PlanSection(Section):
     generator: Literal["joint"] = "joint"
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
+    bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 128
     guidance: Annotated[float, Field(ge=1.0, le=30.0)] = 2.0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 20
@@ -330,7 +333,7 @@ FINGERPRINTS: dict[str, tuple[str, ...]] = {
     "embeddings": (),
     "copies": ("corpus.min_likeness", "corpus.min_cosine"),
     "corpus": ("corpus.near_duplicates", "corpus.val_share", "corpus.test_share"),
-    "captions": ("caption.captioner", "caption.masks", "caption.label_in_prompt"),
+    "captions": ("caption.captioner", "caption.masks", "caption.aspect", "caption.bank", "caption.label_in_prompt"),
     # Those of captions that a model wrote, beside the digests of its weights and prompts.
     "captions by a model": ("caption.answer", "caption.max_new_tokens", "caption.batch_size", "caption.reject"),
     "plan": ("plan",),

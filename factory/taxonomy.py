@@ -44,6 +44,11 @@ SITES: tuple[str, ...] = (
     "torso", "palms_soles", "hand", "foot", "oral_genital",
 )  # fmt: skip
 
+# Those that are not their own name in words.
+SITE_WORDS: dict[str, str] = {
+    "head_neck": "head or neck", "palms_soles": "palms or soles", "oral_genital": "mouth or genitals",
+}  # fmt: skip
+
 # The six colours of dermoscopy (the ABCD rule's), in the order captions name them.
 COLORS: tuple[str, ...] = ("light-brown", "dark-brown", "black", "blue-gray", "red", "white")
 # What a person may type for them on the command line.

@@ -19,9 +19,13 @@ from factory.models.joint import JointDenoiser, joint_loss
 from factory.models.latents import LatentStats
 from factory.models.lora import add_lora, save_lora
 from factory.models.segmenter import dice_bce_loss
+from factory.models.text_cache import TextEmbeddings
+from factory.models.weights import text_encoder_digest
 from factory.recipe import LoraSection
+from factory.storage import Store
 
 ENCODE_BATCH = 8
+TEXT_CACHE = "cache/text"  # in a run's store
 
 
 class LatentExamples:
@@ -43,6 +47,19 @@ class LatentExamples:
             "mask": torch.from_numpy(self.masks[indices][:, None].astype(np.float32)),
             "tokens": torch.from_numpy(self.tokens[indices].astype(np.int64)),
         }
+
+
+class EmbeddedExamples(LatentExamples):
+    """The same with captions embedded before: conditions (U, L, D) float32 of the U different captions, and which of
+    them is each row's, index (N,)."""
+
+    def __init__(self, latents: np.ndarray, masks: np.ndarray, conditions: Tensor, index: np.ndarray) -> None:
+        super().__init__(latents, masks, index)
+        self.conditions = conditions
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        found = super().batch(indices)
+        return found | {"condition": self.conditions[found.pop("tokens")]}
 
 
 def tokens_of(denoiser: JointDenoiser, prompts: Sequence[str]) -> np.ndarray:
@@ -144,11 +161,12 @@ class FitLora:
     """Objective: LoRA and both new convolutions on a frozen base.
 
     images and masks are encoded PNG bytes, prompts their captions; images that are not `size` px square are scaled.
+    cache: where the captions' embeddings are kept for the next fit or the next worker; None keeps them nowhere.
     """
 
     def __init__(
         self, weights: Path, images: Sequence[bytes], masks: Sequence[bytes], prompts: Sequence[str],
-        section: LoraSection, size: int,
+        section: LoraSection, size: int, cache: Store | None = None,
     ) -> None:  # fmt: skip
         self.weights, self.section = weights, section
         self.denoiser = JointDenoiser.load(weights)
@@ -157,7 +175,8 @@ class FitLora:
         )
         self._fit_stats(latents)
         whitened = self.denoiser.stats.whiten(torch.from_numpy(latents).float()).half().numpy()
-        self.examples = LatentExamples(whitened, found, tokens_of(self.denoiser, prompts))
+        self.texts = TextEmbeddings(cache, TEXT_CACHE, self.denoiser.condition, text_encoder_digest(weights))
+        self.examples = EmbeddedExamples(whitened, found, *self.texts.of(prompts))
 
     def _fit_stats(self, scaled: np.ndarray) -> None:
         """A plain base has no mask statistics: they come from the corpus. A joint one keeps those it was fitted on."""
@@ -174,8 +193,7 @@ class FitLora:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         latents = batch["latents"]
-        with torch.no_grad():
-            condition = self.denoiser.text_encoder(batch["tokens"])[0]
+        condition = batch["condition"]
         dropped = noise.uniform(1, 1) < self.section.caption_dropout
         return joint_loss(
             model,

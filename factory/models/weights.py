@@ -42,6 +42,13 @@ def generator_digest(directory: str | Path, adapter: str | Path | None = None) -
     return total.hexdigest()
 
 
+def text_encoder_digest(directory: str | Path) -> str:
+    """SHA-256 over what decides how a generator's directory reads a prompt: text encoder and tokenizer."""
+    base = Path(directory)
+    files = weight_files(base / "text_encoder")[0] + [base / "text_encoder/config.json"]
+    return hashlib.sha256(_listed(base, files + sorted((base / "tokenizer").iterdir()))).hexdigest()
+
+
 def canonical_metadata(path: Path) -> None:
     """Rewrite a safetensors file with its metadata sorted: the library writes it in an order that changes from one
     call to the next, so equal weights would have unequal digests."""

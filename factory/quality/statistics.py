@@ -48,6 +48,24 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     return Interval(p, low, high, trials)
 
 
+def auc(above: Floats, below: Floats, level: float = 0.95) -> Interval:
+    """The chance that a value of `above` (M,) is larger than one of `below` (N,), ties counting half; the area under
+    the ROC curve. Its interval is DeLong, DeLong & Clarke-Pearson's (1988, Biometrics 44), by ranks; `num` is M + N.
+    """
+    first, second = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    m, n = first.size, second.size
+    if not m or not n:
+        raise ValueError(f"both groups must hold at least one value, got {m} and {n}; leave the comparison out.")
+    together = stats.rankdata(np.concatenate([first, second]))
+    over = (together[:m] - stats.rankdata(first)) / n  # of each value above: the share of those below that it beats
+    under = 1 - (together[m:] - stats.rankdata(second)) / m
+    value = float(over.mean())
+    if m == 1 or n == 1:
+        return Interval(value, float("nan"), float("nan"), m + n)
+    reach = float(stats.norm.ppf((1 + level) / 2) * np.sqrt(over.var(ddof=1) / m + under.var(ddof=1) / n))
+    return Interval(value, max(0.0, value - reach), min(1.0, value + reach), m + n)
+
+
 def bootstrap(
     statistic: Callable[..., float],
     groups: Sequence[str] | Floats,

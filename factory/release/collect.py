@@ -53,7 +53,8 @@ class ReportInputs:
     corpus, captions, plan, samples: rows without pictures, or None where the table is not sealed. corpus_facts: what
     is counted on the corpus.
     shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
-    worth, gate, caption_accuracy, near_copies, caption_comparison, caption_review: what the lab returned, or None.
+    worth, gate, caption_accuracy, near_copies, caption_attributes, caption_comparison, caption_review: what the lab
+    returned, or None.
     """
 
     facts: RunFacts
@@ -70,6 +71,7 @@ class ReportInputs:
     gate: dict[str, Any] | None = None
     caption_accuracy: dict[str, Any] | None = None
     near_copies: dict[str, Any] | None = None
+    caption_attributes: dict[str, Any] | None = None
     caption_comparison: dict[str, Any] | None = None
     caption_review: dict[str, Any] | None = None
 
@@ -102,6 +104,7 @@ def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = 
         gate=read_json(store, "lab/gate_accuracy.json"),
         caption_accuracy=read_json(store, "lab/caption_accuracy.json"),
         near_copies=read_json(store, "lab/near_copies.json"),
+        caption_attributes=read_json(store, "lab/caption_attributes.json"),
         caption_comparison=read_json(store, "lab/caption_comparison.json"),
         caption_review=read_json(store, "lab/caption_review.json"),
     )

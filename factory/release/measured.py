@@ -12,6 +12,7 @@ from typing import Any
 
 from factory.release import charts
 from factory.release.counts import Rate
+from factory.taxonomy import diagnosis_name
 
 # Metric -> its name and which way is better, in the order shown.
 METRICS: dict[str, tuple[str, str]] = {
@@ -28,6 +29,19 @@ _ATTRIBUTES = {
     "border_irregularity": "border irregularity",
     "color_count": "number of colours",
 }
+MEASUREMENTS = {
+    "asymmetry": "Asymmetry (0 to 1)",
+    "asymmetry_major": "Asymmetry across the major axis",
+    "asymmetry_minor": "Asymmetry across the minor axis",
+    "color_asymmetry": "Colour asymmetry (\N{GREEK CAPITAL LETTER DELTA}E)",
+    "border_irregularity": "Border irregularity (0 for a disk)",
+    "radial_variance": "Radial variance",
+    "fractal_dimension": "Fractal dimension of the border",
+    "abrupt_octants": "Eighths of the border that end abruptly",
+    "color_count": "Number of colours",
+    "relative_diameter": "Largest diameter / shorter side of the view",
+    "diameter_mm": "Largest diameter (mm)",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,28 @@ class Task:
     arms: list[tuple[str, list[dict[str, Any]]]]
     charts: list[tuple[str, str, Any]]
     differences: list[tuple[str, str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class ByDiagnosis:
+    """One measurement over the diagnoses: a chart of medians with quartiles, the rows, melanoma against nevus."""
+
+    title: str
+    chart: Any
+    rows: list[tuple[str, dict[str, Any]]]
+    over: dict[str, Any] | None
+
+
+def attributes_by_diagnosis(found: Mapping[str, Any] | None) -> list[ByDiagnosis]:
+    """The measurements of lab/caption_attributes.json, in its own order."""
+    made = []
+    for name, attribute in ((found or {}).get("attributes") or {}).items():
+        rows = [(diagnosis_name(group), dict(values)) for group, values in attribute["by_diagnosis"].items()]
+        dots = [charts.Dot(group, v["median"], v["lower_quartile"], v["upper_quartile"]) for group, v in rows]
+        title = MEASUREMENTS.get(name, name.replace("_", " "))
+        chart = charts.dot_rows(dots, f"{title}: median and quartiles by diagnosis")
+        made.append(ByDiagnosis(title, chart, rows, attribute["melanoma_over_nevus"]))
+    return made
 
 
 def worth_tasks(worth: Mapping[str, Any] | None) -> list[Task]:

@@ -80,6 +80,7 @@ def _view(inputs: ReportInputs) -> dict[str, Any]:
         "accepted": accepted, "rejected": rejected, "side_by_side": _side_by_side(inputs),
         "worth": inputs.worth or {}, "tasks": measured.worth_tasks(inputs.worth),
         "gate": measured.gate_truth(inputs.gate), "captions": measured.caption_truth(inputs.caption_accuracy),
+        "by_diagnosis": measured.attributes_by_diagnosis(inputs.caption_attributes),
         "near_copies": measured.near_copies_of(inputs.near_copies),
         "fits": [_fit(fit) for fit in inputs.fits], "verdict": inputs.verdict, "terms": TERMS,
         "commands": {name: f"factory {verb} --run {run}" for name, verb in COMMANDS.items()},

@@ -82,7 +82,7 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     corpus = run.table("corpus").read()
     if name == "lora":
         images, masks, prompts = _captioned_pairs(corpus, run)
-        return joint.FitLora(generator_of(recipe), images, masks, prompts, recipe.fit.lora, recipe.plan.size)
+        return joint.FitLora(generator_of(recipe), images, masks, prompts, recipe.fit.lora, recipe.plan.size, run.store)
     samples = run.table("samples").read() if run.table("samples").manifest() else None
     if name == "mae":
         return mae.mae_objective(recipe.fit.mae, corpus, samples)

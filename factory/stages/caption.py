@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from factory import records, taxonomy
@@ -18,7 +19,10 @@ from factory.recipe import CaptionSection
 from factory.stages.masks import FoundMask, MaskSource, mask_source
 
 # The corpus columns a row must have.
-READS = ("record_id", "image", "mask", "mask_source", "diagnosis", "skin_type", "diameter_mm", "outcome")
+READS = (
+    "record_id", "image", "mask", "mask_source", "diagnosis", "skin_type", "diameter_mm", "site", "modality",
+    "vignette", "black_border", "source_width", "source_height", "outcome",
+)  # fmt: skip
 # Those that a model's captions are written with. No size is told to it: a model that states one has made it up.
 READS_BY_MODEL = (*READS, "malignant")
 
@@ -33,7 +37,9 @@ class CaptionImages:
     def __init__(self, section: CaptionSection, masks: MaskSource | None = None) -> None:
         self.section = section
         self._masks = masks
-        self.captioner = MeasuredCaptioner(measure, estimate_mask)
+        self.captioner = MeasuredCaptioner(measure, estimate_mask, section.bank)
+        # Of a picture that was squeezed to a square, shape is measured after that is undone.
+        self._squeezed = MeasuredCaptioner(partial(measure, unstretch=section.aspect), estimate_mask, section.bank)
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [self._caption(row) for row in rows if row["outcome"] == records.ACCEPTED]
@@ -54,8 +60,10 @@ class CaptionImages:
         """What is measured in a row's image, the sentence for it, and the columns that hold it. Raises NoLesion."""
         rgb = read_png(row["image"]["bytes"])
         found = self._mask(row, rgb)
-        attributes, sentence, _ = self.captioner.caption(
-            rgb, found.mask, row["diagnosis"], self.section.label_in_prompt, row["skin_type"]
+        square = row["source_width"] == row["source_height"]
+        captioner = self._squeezed if square else self.captioner
+        attributes, sentence, _ = captioner.caption(
+            rgb, found.mask, row["diagnosis"], self.section.label_in_prompt, row["skin_type"], row
         )
         columns = {
             "asymmetry": attributes.asymmetry,

@@ -9,12 +9,12 @@ commit and of retry.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from factory import records, taxonomy
-from factory.prompts import Attributes, prompt_for
+from factory.prompts import Attributes, Surroundings, prompt_for
 from factory.recipe import PlanSection
 
 PART_ROWS = 65_536
@@ -23,7 +23,14 @@ MIN_UNIT_ROWS, MAX_UNIT_ROWS = 64, 1024
 MIN_UNITS = 8  # a small plan is still cut, so that a crash does not cost all of it
 BYTES_PER_PIXEL = 2.2  # of a losslessly compressed image with its mask, measured on phantoms
 
-Look = tuple[str, str, tuple[str, ...]]  # asymmetry level, border level, colours
+
+class Look(NamedTuple):
+    """What a lesion of the corpus looks like, in words."""
+
+    asymmetry: str
+    border: str
+    colors: tuple[str, ...]
+    surroundings: Surroundings = Surroundings()
 
 
 def unit_rows(section: PlanSection) -> int:
@@ -41,14 +48,17 @@ def quotas(section: PlanSection) -> dict[tuple[str, str], int]:
     return {cell: each + (number < rest) for number, cell in enumerate(cells)}
 
 
-def looks_of(captions: Sequence[Mapping[str, Any]]) -> dict[str, list[Look]]:
-    """The looks that each diagnosis has in a corpus, from caption rows with their `diagnosis`."""
+def looks_of(captions: Sequence[Mapping[str, Any]], bank: str = "standard") -> dict[str, list[Look]]:
+    """The looks that each diagnosis has in a corpus, from caption rows with their `diagnosis`, and for the extended
+    bank with what else their corpus rows say."""
+    whole = bank == "extended"
     looks: dict[str, list[Look]] = {}
     for row in captions:
         measured = Attributes(row["asymmetry"], row["border_irregularity"], tuple(row["colors"]))
-        look = (measured.asymmetry_level, measured.border_level, measured.colors)
+        around = Surroundings.of(row, row["relative_diameter"]) if whole else Surroundings()
+        look = Look(measured.asymmetry_level, measured.border_level, measured.colors, around)
         looks.setdefault(row["diagnosis"], []).append(look)
-    return {diagnosis: sorted(found) for diagnosis, found in looks.items()}
+    return {diagnosis: sorted(found, key=repr) for diagnosis, found in looks.items()}
 
 
 def plan_rows(section: PlanSection, fingerprint: str, looks: Mapping[str, Sequence[Look]]) -> Iterator[dict[str, Any]]:
@@ -58,7 +68,7 @@ def plan_rows(section: PlanSection, fingerprint: str, looks: Mapping[str, Sequen
     per_unit = unit_rows(section)
     for index, (diagnosis, skin_type) in enumerate(cells):
         identifier = records.sample_id(fingerprint, index)
-        prompt = _prompt(identifier, diagnosis, skin_type, looks)
+        prompt = _prompt(identifier, diagnosis, skin_type, looks, section.bank)
         yield {
             "sample_id": identifier, "unit": index // per_unit, "index": index, "round": 0, "retry_of": None,
             "generator": section.generator, "diagnosis": diagnosis, "skin_type": skin_type, "prompt": prompt,
@@ -79,13 +89,15 @@ def _audits(section: PlanSection, fingerprint: str, count: int) -> frozenset[str
     return frozenset(sorted(records.sample_id(fingerprint, index) for index in range(count))[:wanted])
 
 
-def _prompt(identifier: str, diagnosis: str, skin_type: str, looks: Mapping[str, Sequence[Look]]) -> str:
+def _prompt(identifier: str, diagnosis: str, skin_type: str, looks: Mapping[str, Sequence[Look]], bank: str) -> str:
     """A look of this diagnosis, drawn by the sample's own id; without any in the corpus, the diagnosis alone."""
     known = looks.get(diagnosis, ())
     if not known:
-        return prompt_for(diagnosis, skin_type)
-    asymmetry, border, colors = known[records.seed_of(identifier + "look") % len(known)]
-    return prompt_for(diagnosis, skin_type, asymmetry, border, colors)
+        return prompt_for(diagnosis, skin_type, bank=bank)
+    look = known[records.seed_of(identifier + "look") % len(known)]
+    return prompt_for(
+        diagnosis, skin_type, look.asymmetry, look.border, look.colors, bank=bank, surroundings=look.surroundings
+    )
 
 
 def sample_rows(
@@ -100,9 +112,8 @@ def sample_rows(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Rows for `factory sample`: the same columns, for one wanted look and `count` seeds."""
-    prompt = prompt_for(
-        taxonomy.check(diagnosis, taxonomy.DIAGNOSES, "diagnosis"), skin_type, asymmetry, border, colors or None
-    )
+    known = taxonomy.check(diagnosis, taxonomy.DIAGNOSES, "diagnosis")
+    prompt = prompt_for(known, skin_type, asymmetry, border, colors or None, bank=section.bank)
     fingerprint = records.digest("sample", prompt, section.size, section.guidance, section.num_inference_steps, seed)
     identifiers = [records.sample_id(fingerprint, index) for index in range(count)]
     return [

@@ -150,6 +150,8 @@ def test_what_was_measured_is_on_the_page(full_run: TinyRun) -> None:
         "Not measured: no real row has what it needs.", "These are closed-set numbers.",
         "precision 94 100 94.0%", "mask shifted 41 0.43 4 / 7 33 / 34", "none (exact mask) 80 1.00 78 / 80",
         "precision of 52.0%", "asymmetry 24 83.3%", "number of colours 24 62.5%", "0.91 0.021",
+        "melanoma 8, nevus 12. Left out: failed 2.", "Asymmetry (0 to 1) 0.200 0.100 71.0% 60.0% to 82.0%",
+        "black 50.0% 25.0%",
         "1 of 28 checked samples ( 3.6%", "s1 r1 0.981 yes", "By features it is 0.974.",
         "A release of this run is bound by Apache-2.0", "isic2017 corpus CC0 no", "lora-joint", "1,234,567",
     ):  # fmt: skip

@@ -174,6 +174,19 @@ def lab_results() -> dict[str, dict[str, Any]]:
             },
             "color_count": {"num_records": 24, "spearman": None, "mean_absolute_error": 0.4, "exact": _share(15, 24)},
         },
+        "caption_attributes": {
+            "num_images": 20, "left_out": {"failed": 2}, "diagnoses": {"melanoma": 8, "nevus": 12},
+            "attributes": {
+                "asymmetry": {
+                    "by_diagnosis": {
+                        "melanoma": {"lower_quartile": 0.1, "median": 0.2, "upper_quartile": 0.3, "num": 8},
+                        "nevus": {"lower_quartile": 0.05, "median": 0.1, "upper_quartile": 0.2, "num": 12},
+                    },
+                    "melanoma_over_nevus": {"value": 0.71, "low": 0.6, "high": 0.82, "num": 20},
+                },
+            },
+            "colors": {"black": {"melanoma": _share(4, 8), "nevus": _share(3, 12)}},
+        },
         "near_copies": {
             "near_copies": _share(1, 28), "by": {"features": {"threshold": 0.974, "flagged": 1}},
             "nearest_pairs": [pair], "how": "Threshold: the 99.9th percentile.",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
-from factory import corpora, records, taxonomy
-from factory.images import encode_png
+from factory import corpora, phantom, records, taxonomy
+from factory.images import encode_mask, encode_png
 from factory.models.captioners.protocol import Answer, Request
 from factory.prompts import Attributes
 from factory.recipe import CaptionSection, CorpusSection, PhantomSection
@@ -46,6 +47,32 @@ def test_without_a_mask_the_lesion_is_found_and_the_row_says_estimated() -> None
     assert set(table["mask_source"].to_pylist()) <= {"estimated", None}
     assert table["outcome"].to_pylist().count("accepted") >= 5
     assert all(0 < sure <= 1 for sure in table["mask_confidence"].to_pylist() if sure is not None)
+
+
+def test_a_picture_that_was_squeezed_to_a_square_is_measured_as_it_was() -> None:
+    drawn = phantom.draw(9, 2, 384)
+    plain = corpus()[0] | {"mask_source": "phantom"}
+    image, mask = (  # (384, 512): 4:3, with more skin at both sides
+        cv2.copyMakeBorder(pixels, 0, 0, 64, 64, cv2.BORDER_REPLICATE)
+        for pixels in (drawn.image, drawn.mask.astype(np.uint8))
+    )
+    square, square_mask = (cv2.resize(pixels, (384, 384), interpolation=cv2.INTER_AREA) for pixels in (image, mask))
+
+    def across_the_major_axis(image: Any, mask: Any, aspect: float | None) -> Any:
+        row = plain | {
+            "image": {"bytes": encode_png(image), "path": ""}, "mask": {"bytes": encode_mask(mask > 0), "path": ""},
+            "source_width": image.shape[1], "source_height": image.shape[0],
+        }  # fmt: skip
+        (made,) = CaptionImages(CaptionSection(aspect=aspect))([row])
+        return made["asymmetry_major"]
+
+    true = across_the_major_axis(image, mask, None)
+    assert across_the_major_axis(image, mask, 4 / 3) == true  # not square: left as it is
+    squeezed, undone = (
+        across_the_major_axis(square, square_mask, None),
+        across_the_major_axis(square, square_mask, 4 / 3),
+    )
+    assert abs(undone - true) < 0.25 * abs(squeezed - true)
 
 
 def test_what_was_measured_beside_the_abc_is_in_the_row() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from factory import records, taxonomy
 from factory.recipe import PlanSection
-from factory.stages.plan import looks_of, plan_rows, quotas, sample_rows, unit_rows
+from factory.stages.plan import Look, looks_of, plan_rows, quotas, sample_rows, unit_rows
 
-LOOKS = {"melanoma": [("high", "high", ("black", "red")), ("medium", "high", ("black",))]}
+LOOKS = {"melanoma": [Look("high", "high", ("black", "red")), Look("medium", "high", ("black",))]}
 
 
 def rows(count: int = 100, fingerprint: str = "f", **keys: object) -> list[dict]:
@@ -73,7 +73,7 @@ def test_prompts_use_the_looks_of_their_diagnosis_and_name_the_skin():
 
 def test_looks_are_levels_of_measured_attributes():
     rows = [{"diagnosis": "nevus", "asymmetry": 0.5, "border_irregularity": 0.0, "colors": ["red"]}]
-    assert looks_of(rows) == {"nevus": [("high", "low", ("red",))]}
+    assert looks_of(rows) == {"nevus": [Look("high", "low", ("red",))]}
 
 
 def test_samples_of_one_look_share_a_prompt_and_not_a_seed():

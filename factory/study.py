@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factory import records
-from factory.run import Run
+from factory.run import Run, read_events
 
 COMPARISON, RESULT = "lab/caption_comparison.json", "lab/caption_review.json"
 PAGE, KEY = "lab/caption_review/index.html", "lab/caption_review/key.json"
@@ -73,18 +74,43 @@ def import_reviews(run: Run, named: Sequence[Path], echo: Echo) -> None:
 
 
 def captions_of(run: Run, others: Sequence[str]) -> dict[str, pa.Table]:
-    """The captions tables by backend: named as asked, else by the captioner that most rows state."""
+    """The captions tables by backend, named as asked, else by the captioner that most rows state; with what a model
+    stated in place of what was measured, and with seconds and cost where the run tells them."""
+    from factory.lab.captions import as_stated
+
     found: dict[str, pa.Table] = {}
     for text in ("", *others):
         name, equals, uri = text.rpartition("=")
         if text and (not uri or (equals and not name)):
             raise ValueError(f"--with must be RUN or NAME=RUN, got {text!r}; for example --with vlm=runs/vlm.")
-        table = (Run(uri) if text else run).table("captions").read()
+        of = Run(uri) if text else run
+        table = of.table("captions").read()
         name = name or _captioner(table)
         if name in found:
             raise ValueError(f"--with must give each captioner a name of its own, got {name} twice; say NAME=RUN.")
-        found[name] = table
+        found[name] = _timed(of, as_stated(table, *_prices(of)))
     return found
+
+
+def _prices(run: Run) -> tuple[float, float]:
+    """Of a million tokens in and out, as the run's recipe states them."""
+    http = ((run.header() or {}).get("recipe") or {}).get("caption", {}).get("http") or {}
+    return float(http.get("price_in") or 0.0), float(http.get("price_out") or 0.0)
+
+
+def _timed(run: Run, captions: pa.Table) -> pa.Table:
+    """With `seconds` per caption: those of the run's caption steps, the start of Ray included, over its captions."""
+    total, begun = 0.0, None
+    for event in read_events(run.store):  # driver by driver; one that was killed has a start and no end
+        if event.get("step") == "caption":
+            at = datetime.fromisoformat(str(event["time"])).timestamp()
+            if event["event"] == "started":
+                begun = at
+            elif begun is not None:
+                total, begun = total + at - begun, None
+    if not captions.num_rows or not total:
+        return captions
+    return captions.append_column("seconds", pa.array([total / captions.num_rows] * captions.num_rows, pa.float64()))
 
 
 def _captioner(table: pa.Table) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 import tiny_run
 
-from factory import records, study
+from factory import line, records, study
 from factory.prompts import Attributes, caption_for
+from factory.recipe import load
 from factory.run import Run
 from factory.storage import open_store
 from factory.tables import Table
@@ -95,6 +98,36 @@ def test_the_command_compares_writes_the_page_imports_reviews_and_the_report_sho
     page = (first / "report/index.html").read_text()
     assert "The captions, compared and reviewed" in page and 'id="review-table"' in page
     assert "anna and ben gave the same score in 50.0%" in page
+
+
+def test_a_model_is_compared_by_its_own_words_its_tokens_prices_and_its_steps_seconds(
+    runs: tuple[Path, Path], factory_command: Callable[..., Any]
+) -> None:
+    """The model's rows hold the measured ABC too, which must not be taken for the model's."""
+    first, second = runs
+    rows = Table(open_store(first), "captions").read().to_pylist()
+    by_model = [
+        row | ({} if row["outcome"] != "accepted" else {
+            "captioner": "http", "model_digest": "d", "stated_asymmetry": "medium", "stated_colors": ["red"],
+            "findings": ["attribute_missing"], "tokens_in": 1000, "tokens_out": 500,
+        })
+        for row in rows
+    ]  # fmt: skip
+    shutil.rmtree(second / "captions")
+    table = Table(open_store(second), "captions")
+    table.commit(0, records.rows_to_table("captions", by_model))
+    table.seal(1, {"of": "http"}, {})
+    prices = load("smoke", ["caption.http.price_in=2", "caption.http.price_out=4"])
+    with line.driving(str(second), prices, "caption"):
+        time.sleep(1.1)  # events tell whole seconds
+    assert factory_command("evaluate", "captions", "--run", first, "--with", str(second)).status == 0
+    found = json.loads((first / study.COMPARISON).read_text())
+    assert found["agreement"]["border_irregularity"]["alpha"]["value"] is None  # the model said nothing of it
+    assert found["agreement"]["asymmetry"]["equal"][0]["value"] == 0.0
+    http = found["backends"]["http"]
+    assert http["cost"]["median"] == pytest.approx(1000 * 2e-6 + 500 * 4e-6)
+    assert http["findings"]["each"]["attribute_missing"]["value"] == 1.0
+    assert 0 < http["seconds"]["median"] < 1 and found["backends"]["measured"]["seconds"] is None
 
 
 def test_a_run_of_phantoms_is_still_held_to_their_truth(tmp_path: Path, factory_command: Callable[..., Any]) -> None:

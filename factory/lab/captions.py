@@ -85,6 +85,29 @@ def _rows(name: str, table: pa.Table) -> Rows:
     return by_id
 
 
+def as_stated(table: pa.Table, price_in: float = 0.0, price_out: float = 0.0) -> pa.Table:
+    """Captions of a model with its own words of the ABC in place of what was measured beside them, ready to compare.
+
+    price_in, price_out: of a million tokens, from which each caption's `cost` follows; without prices none is told.
+    Measured captions, which state what was measured, are returned as they are.
+    """
+    by_model = pc.is_valid(table["model_digest"])
+    if not pc.any(by_model).as_py():
+        return table
+    words = {"asymmetry": "stated_asymmetry", "border_irregularity": "stated_border_irregularity"}
+    for attribute, column in words.items():
+        place = table.schema.get_field_index(attribute)
+        measured = pc.if_else(by_model, pa.scalar(None, pa.float32()), table[attribute])
+        table = table.set_column(place, attribute, measured).append_column(LEVEL_COLUMNS[attribute], table[column])
+    stated = pc.if_else(by_model, table["stated_colors"], table["colors"])
+    table = table.set_column(table.schema.get_field_index("colors"), "colors", stated)
+    if price_in or price_out:
+        used = [pc.fill_null(table[name], 0) for name in ("tokens_in", "tokens_out")]
+        cost = pc.add(pc.multiply(used[0], price_in / 1e6), pc.multiply(used[1], price_out / 1e6))
+        table = table.append_column(COST, pc.if_else(by_model, cost, pa.scalar(None, pa.float64())))
+    return table
+
+
 def of_images(table: pa.Table, record_ids: Sequence[str]) -> pa.Table:
     """The rows of these images alone, so that a table on a million others need not become rows of Python."""
     return table.filter(pc.is_in(table["record_id"], pa.array(record_ids, pa.string())))

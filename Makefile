@@ -18,8 +18,9 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY)
 	$(BIN)/factory demo --out runs/demo
 
+# Two processes: one has every test that starts Ray, one after the other, the rest goes to whichever is free.
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations 25
 
 check: $(READY)
 	$(BIN)/ruff check .

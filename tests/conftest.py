@@ -25,6 +25,18 @@ os.environ.update(ENVIRONMENT)  # before any test imports what reads them
 os.environ.pop("RAY_ADDRESS", None)  # the tests' cluster is their own
 
 
+# Tests outside `tests/runtime` that start a Ray of their own, as a process of the command or of `ray`.
+STARTS_RAY = {"test_jobs.py", "test_kill.py", "test_notebook.py", "test_corpus_scale.py", "test_bad_input.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that starts Ray goes to one process (`--dist loadgroup`): two Rays would starve each other."""
+    for item in items:
+        with_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        if with_ray or item.path.parent.name == "runtime" or item.path.name in STARTS_RAY:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def isic2017() -> Path:
     """The published ISIC 2017 archives, side by side; tests on real images are skipped without them."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,8 @@ ENVIRONMENT = {
 }
 os.environ.update(ENVIRONMENT)  # before any test imports what reads them
 os.environ.pop("RAY_ADDRESS", None)  # the tests' cluster is their own
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
+hypothesis.settings.load_profile("untimed")
 
 
 # Tests outside `tests/runtime` that start a Ray of their own, as a process of the command or of `ray`.

@@ -26,8 +26,9 @@ _PATCH = 11  # px of the side of the places that are compared
 _TUBE, _TUBE_EDGE = 48, 10  # grey levels of a vignette; px of its edge, which is left out
 _MARGIN = 4  # px of the overlap's edge that do not count
 _LEAST_OVERLAP = 0.2  # of the smaller image
-_LEAST_ALIKE = 0.25  # the whole correlation below which no alignment is tried: copies have 0.3 and more
-_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-4)
+_LEAST_ALIKE = 0.4  # the whole correlation below which no alignment is tried: 98% of right placements have more
+# Copies are in place after a few steps; what is none uses all of them, for nothing.
+_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 12, 1e-4)
 _ECC_BLUR = 5  # px
 _LOOK = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 

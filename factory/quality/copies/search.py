@@ -20,13 +20,13 @@ from factory.quality.copies.frames import BLOBS, MATRICES, Description, Floats, 
 
 NEIGHBOURS = 8  # keys of other images that are looked at for each key
 LEAST_DISTINCT = 0.7  # about two pairs in ten images are then no copies, in 15,000 phantoms as in 60,000
-PLACEMENTS = 3  # of b on a, per pair, that are worth a look at the pixels
+PLACEMENTS = 12  # of b on a, per pair, that are worth a look at the pixels: a twentieth of crops need the fourth on
 
 _CLOSEST, _TELLING = 0.01, 0.95  # ratios of distances: closer is not more distinct, and further says next to nothing
 _EXACT = 30_000  # keys; so many are compared each with each
 _PROBES = 12  # cells of the inverted file that are searched
 _REACH = 1.2  # keys further apart than this count nothing (unit length, so at most 2)
-_HYPOTHESES = 12  # placements per pair whose consensus is counted
+_HYPOTHESES = 24  # placements per pair whose consensus is counted
 _PLACE_SLACK, _PLACE_LEAST = 0.12, 0.025  # of the way between two blobs; of the image's short side
 _SCALE_SLACK = 0.35  # of the log of two frames' ratio
 _MOST_SCALE = 2.5

@@ -44,6 +44,9 @@ class Free:
     family, prediction_type, digest, vae_digest = "free", "epsilon", "0" * 64, VAE
     alphas_cumprod = torch.linspace(0.999, 0.01, 1000)
 
+    def shift(self, width: int, height: int) -> float:
+        return 1.0
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return 8, height // FACTOR, width // FACTOR
 

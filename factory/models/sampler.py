@@ -125,14 +125,16 @@ class Sampler:
         decode: Literal["accepted", "all", "none"] = "accepted",
         decode_batch: int = 4,
         drain: bool = False,
-        shift: float = 1.0,
+        shift: float | None = None,
     ) -> None:
         """`checkpoints` are shares of a job's calls; one whose verdict would come too late to save a call is left
         out. Without a gate nothing is judged and all that is finite is kept. `decode_batch` is also the shape in
-        which masks are made for the gate. `drain` lets slots run empty before another unit begins."""
+        which masks are made for the gate. `drain` lets slots run empty before another unit begins. `shift` is
+        the denoiser's own at this size unless it is given."""
         if slots < 1 or decode_batch < 1:
             raise ValueError(f"slots and decode_batch must be at least 1, got {slots} and {decode_batch}; raise them.")
-        self.denoiser, self.gate, self.solver, self.shift = denoiser, gate, solver, shift
+        self.denoiser, self.gate, self.solver = denoiser, gate, solver
+        self.shift = denoiser.shift(width, height) if shift is None else shift
         self.checkpoints, self.decode, self.decode_batch, self.drain = tuple(checkpoints), decode, decode_batch, drain
         self.counters = Counters()
         self._schedules: dict[int, Schedule] = {}

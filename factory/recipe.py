@@ -233,7 +233,7 @@ class PlanSection(Section):
     """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
 
     count: Count = 256
-    generator: Literal["joint"] = "joint"
+    generator: Literal["joint", "flux"] = "joint"  # what synthesize.weights hold, by which samples are told apart
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
     bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)

@@ -50,6 +50,12 @@ class Denoiser(Protocol):
         ...
 
     @property
+    def mask_source(self) -> str | None:
+        """How a sample comes by its mask: `joint` (sampled with the image), `segmented` afterwards, or None (it has
+        none). A gate compares only what was sampled; of the others it judges what its own segmenter finds."""
+        ...
+
+    @property
     def alphas_cumprod(self) -> Tensor:
         """Alpha bar by timestep, (T,) float32."""
         ...

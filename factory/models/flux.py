@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,15 +84,17 @@ class FluxDenoiser:
         segmenter: str | Path | None = None,
         *,
         dtype: torch.dtype = torch.float32,
-        max_sequence_length: int = MAX_SEQUENCE_LENGTH,
+        max_sequence_length: int | None = None,
     ) -> FluxDenoiser:
         """From a FLUX.1 directory as diffusers writes it, and a LoRA over it, merged into the weights: a directory with
         `pytorch_lora_weights.safetensors`, or a file of it or of kohya's trainer. Nothing is fetched.
 
-        segmenter: a directory that `save_segmenter` wrote. dtype: of the transformer and the text encoders; the VAE
+        segmenter: a directory that `save_segmenter` wrote. max_sequence_length: None is the length that the adapter's
+        card says it was fitted at, else 512. dtype: of the transformer and the text encoders; the VAE
         stays float32, where half precision is known to overflow.
         """
         base = checked_directory(directory, PARTS, "FLUX.1")
+        length = _fitted_length(adapter) if max_sequence_length is None else max_sequence_length
         transformer = load_part(FluxTransformer2DModel, base / "transformer", dtype)
         if adapter is not None:
             fuse(load_adapter(transformer, adapter))
@@ -103,11 +106,11 @@ class FluxDenoiser:
             tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True),
             tokenizer_2=T5TokenizerFast.from_pretrained(base / "tokenizer_2", local_files_only=True),
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(base / "scheduler", local_files_only=True),
-            max_sequence_length=max_sequence_length,
+            max_sequence_length=length,
         )
         if segmenter is not None:
             loaded.segmenter = load_latent_segmenter(segmenter, loaded.vae_digest)
-        files = [generator_digest(base, adapter), str(max_sequence_length)]
+        files = [generator_digest(base, adapter), str(length)]
         loaded.digest = _digest([*files, *([module_digest(loaded.segmenter)] if loaded.segmenter else [])])
         return loaded
 
@@ -131,11 +134,13 @@ class FluxDenoiser:
     @cached_property
     def _pipeline(self) -> FluxPipeline:
         """The library's pipeline over these parts: it reads prompts."""
+        # It warns of every prompt that is longer than CLIP's 77 tokens, as captions are; T5 reads the whole.
+        logging.getLogger("diffusers.pipelines.flux.pipeline_flux").setLevel(logging.ERROR)
         return FluxPipeline(**{name: getattr(self, name) for name in PARTS})
 
     @property
     def mask_source(self) -> str | None:
-        """How a sample comes by its mask: `segmented`, or None where it has none."""
+        """`segmented`, or None without a segmenter."""
         return None if self.segmenter is None else "segmented"
 
     @property
@@ -161,12 +166,12 @@ class FluxDenoiser:
 
     @cached_property
     def vae_digest(self) -> str:
-        """Of the VAE's values in float32, its scaling and its shift: the same however it was stored."""
-        return _digest([json.dumps(self._scaling), module_digest(self.vae)])
+        """See `vae_digest`."""
+        return vae_digest(self.vae)
 
     @property
     def _scaling(self) -> tuple[float, float]:
-        return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+        return scaling(self.vae)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         step = 2 * self.factor  # two latent cells make a token
@@ -244,6 +249,16 @@ class FluxDenoiser:
         return latents
 
 
+def scaling(vae: AutoencoderKL) -> tuple[float, float]:
+    """Factor and shift of a VAE's latents: what is denoised is (z - shift) * factor."""
+    return vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+
+def vae_digest(vae: AutoencoderKL) -> str:
+    """Of a VAE's values in float32, its scaling and its shift: the same however it was stored."""
+    return _digest([json.dumps(scaling(vae)), module_digest(vae)])
+
+
 def velocity(
     transformer: Any, latents: Tensor, levels: Tensor, condition: Tensor, guidance: Tensor | None = None
 ) -> Tensor:
@@ -291,6 +306,13 @@ def checked_scheduler(scheduler: FlowMatchEulerDiscreteScheduler) -> FlowMatchEu
             f"set {asked[0]} to null in scheduler/scheduler_config.json."
         )
     return scheduler
+
+
+def _fitted_length(adapter: str | Path | None) -> int:
+    """The T5 tokens that an adapter's card says it was fitted with; the pipeline's default without one."""
+    card = None if adapter is None else Path(adapter) / "card.json"
+    known = json.loads(card.read_text()) if card is not None and card.is_file() else {}
+    return int(known.get("max_sequence_length", MAX_SEQUENCE_LENGTH))
 
 
 def _digest(lines: Sequence[str]) -> str:

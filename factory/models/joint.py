@@ -104,6 +104,7 @@ class JointDenoiser:
     mask_head: MaskHead | None = None
     stats: LatentStats = field(default_factory=LatentStats)
     family: str = "joint"
+    mask_source: str | None = "joint"
 
     def __post_init__(self) -> None:
         checked_scheduler(self.scheduler)

@@ -44,8 +44,9 @@ class Verdict:
 class Gate(Protocol):
     """The judge. `submit` should not wait; `result` may. A row's verdict must not depend on the rows beside it."""
 
-    def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor, stage: Stage) -> Any:
-        """Hand over clean image latents (n, C', h, w) and mask probabilities (n, 1, H, W); get a ticket."""
+    def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor | None, stage: Stage) -> Any:
+        """Hand over clean image latents (n, C', h, w) and the mask probabilities (n, 1, H, W) that were sampled with
+        them, None for a generator that samples none; get a ticket."""
         ...
 
     def result(self, ticket: Any) -> list[Verdict]:
@@ -280,7 +281,8 @@ class Sampler:
 
     def _submit(self, ids: list[str], latents: Tensor, stage: Stage) -> Any:
         assert self.gate is not None
-        masks = in_fixed_shape(self.denoiser.mask, latents, self.decode_batch)
+        joint = self.denoiser.mask_source == "joint"
+        masks = in_fixed_shape(self.denoiser.mask, latents, self.decode_batch) if joint else None
         return self.gate.submit(ids, self.denoiser.image_latents(latents), masks, stage)
 
     def _finish(self) -> Iterator[Sampled]:

@@ -37,8 +37,8 @@ def is_flux(directory: str | Path) -> bool:
 
 
 def generator_digest(directory: str | Path, adapter: str | Path | None = None) -> str:
-    """SHA-256 (64 hex digits) over the files that decide what a generator draws, adapter included, by name and
-    content."""
+    """SHA-256 (64 hex digits) over the files that decide what a generator draws, adapter (a directory or one file)
+    included, by name and content."""
     base = Path(directory)
     parts, deciding = (FLUX_PARTS, _DECIDING + _FLUX_DECIDING) if is_flux(base) else (WEIGHTED_PARTS, _DECIDING)
     files = [file for part in parts for file in weight_files(base / part)[0]]
@@ -46,7 +46,8 @@ def generator_digest(directory: str | Path, adapter: str | Path | None = None) -
     total = hashlib.sha256(_listed(base, files))
     if adapter is not None:
         over = Path(adapter)
-        total.update(_listed(over, [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))))
+        laid = [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))
+        total.update(_listed(over.parent, [over]) if over.is_file() else _listed(over, laid))
     return total.hexdigest()
 
 

@@ -42,7 +42,11 @@ class Free:
     """A `Denoiser` whose every answer is a few additions on latents of 8 x 8: nothing of a sample's cost is its own."""
 
     family, prediction_type, digest, vae_digest = "free", "epsilon", "0" * 64, VAE
+    mask_source = "joint"
     alphas_cumprod = torch.linspace(0.999, 0.01, 1000)
+
+    def shift(self, width: int, height: int) -> float:
+        return 1.0
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return 8, height // FACTOR, width // FACTOR

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the work failed or a check did not hold, 2 the request wa
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -123,12 +124,39 @@ def caption(
 
 @app.command()
 def fit(
-    name: Annotated[str, typer.Argument(help="lora, gate, mae or distill.")],
-    run: RunOption,
+    name: Annotated[str, typer.Argument(help="lora, gate, mae or distill; or list, which prints what each trains.")],
+    run: Annotated[str | None, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")] = None,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="lora: print what a preset trains, as JSON; nothing else.")
+    ] = False,
+    family: Annotated[str | None, typer.Option("--family", help="With --describe: flux or joint.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="With --describe; `fit list` names them.")] = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", help="With --describe: a diffusers directory other than the family's own.")
+    ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
     """Fit weights on Ray Train; stopped fits go on where they were."""
+    from factory.fits import presets
+
+    if name == "list":
+        return typer.echo("\n".join(presets.listed()))
+    if describe:
+        if name != "lora":
+            raise ValueError(f"--describe must go with `fit lora`, got {name}; leave it out.")
+        if family is None:
+            choice = ", ".join(presets.FAMILIES)
+            raise ValueError(f"--family must be given with --describe, got nothing; choose one of {choice}.")
+        return typer.echo(json.dumps(presets.describe(family, preset, base), indent=2))
+    if family or preset or base:
+        raise ValueError(
+            "--family, --preset and --base must go with --describe, got them without; set fit.lora instead."
+        )
+    if run is None:
+        raise ValueError(
+            "--run must name the run to fit in, got nothing; give --run, or --describe to count parameters alone."
+        )
     _step(run, recipe, set_, "fit", name)
 
 

@@ -142,12 +142,12 @@ def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
 @contextlib.contextmanager
 def _gate_deployed(run: Run, recipe: Recipe, pools: Any) -> Iterator[None]:
     """The run's gate is up and answers."""
-    from factory.models.joint import JointDenoiser
+    from factory.models.families import vae_digest_of
     from factory.runtime import serve
     from factory.runtime.weights import weights_of
 
     generator, adapter, gate = weights_of(run, recipe)
-    serve.start_gate(run.uri, str(gate), JointDenoiser.load(generator, adapter).vae_digest, recipe.gate, pools)
+    serve.start_gate(run.uri, str(gate), vae_digest_of(generator, adapter), recipe.gate, pools)
     try:
         yield
     finally:
@@ -156,7 +156,7 @@ def _gate_deployed(run: Run, recipe: Recipe, pools: Any) -> Iterator[None]:
 
 def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
     """Draws a few samples here, without a cluster, judged by the same gate, as one contact sheet at `out` (PNG)."""
-    from factory.models.joint import JointDenoiser
+    from factory.models.families import vae_digest_of
     from factory.release.sheet import contact_sheet
     from factory.runtime.weights import weights_of
     from factory.stages.score import LocalGate, ScoreSamples
@@ -166,7 +166,7 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
     section = recipe.synthesize.model_copy(
         update={"keep_rejected": "image", "slots": min(len(rows), recipe.synthesize.slots)}
     )
-    score = ScoreSamples(gate, JointDenoiser.load(generator, adapter).vae_digest, recipe.gate)
+    score = ScoreSamples(gate, vae_digest_of(generator, adapter), recipe.gate)
     made = SynthesizeSamples(generator, adapter, section, recipe.gate, LocalGate(score), tree_digest(gate))(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(made, title=rows[0]["prompt"]).save(out)
@@ -235,12 +235,12 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
     """The gate on images and masks in this process: images (N, H, W, 3) uint8, masks (N, H, W) bool."""
     import torch
 
-    from factory.models.joint import JointDenoiser
+    from factory.models.families import load_denoiser
     from factory.runtime.weights import weights_of
     from factory.stages.score import ScoreSamples
 
     generator, adapter, gate = weights_of(run, recipe)
-    denoiser = JointDenoiser.load(generator, adapter)
+    denoiser = load_denoiser(generator, adapter)
     score = ScoreSamples(gate, denoiser.vae_digest, recipe.gate)
 
     def validate(images: Any, masks: Any) -> list[tuple[str, str | None, float | None]]:

@@ -162,15 +162,28 @@ class FitSection(Section):
     seed: Natural = 0
 
 
+class FluxSection(Section):
+    """What only a LoRA on FLUX.1 asks for (DermaFlux). Its learning rate is 1e-4 by all that is published."""
+
+    preset: Literal["budget", "dermaflux_released", "dermaflux_612m_peft", "dermaflux_text_literal"] | None = "budget"
+    # (null: fit.lora.rank on attention; `factory fit list` says what each trains)
+    scales: list[Annotated[int, Field(ge=16, le=2048, multiple_of=16)]] = []  # px of a side; empty: plan.size
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 512  # T5 tokens; draw at the length of the fit
+    guidance: Positive = 1.0  # the guidance embedding that a distilled model is fitted at
+    base_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the frozen base; the LoRA is float32
+    gradient_checkpointing: bool = True
+
+
 class LoraSection(FitSection):
     """LoRA on a generator. alpha equals the rank: a loader that ignores metadata then still scales it right."""
 
-    family: Literal["joint"] = "joint"
+    family: Literal["joint", "flux"] = "joint"
     rank: Count = 16
     learning_rate: Positive = 3e-4
     caption_dropout: Share = 0.1
     mask_weight: Annotated[float, Field(ge=0.0)] = 1.0  # lambda_m: the mask latents' share of the loss
     head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
+    flux: FluxSection = FluxSection()
 
 
 class GateFitSection(FitSection):
@@ -220,7 +233,7 @@ class PlanSection(Section):
     """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
 
     count: Count = 256
-    generator: Literal["joint"] = "joint"
+    generator: Literal["joint", "flux"] = "joint"  # what synthesize.weights hold, by which samples are told apart
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
     bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory import phantom
-from factory.fits.joint import encode_pairs
+from factory.fits.joint import ENCODE_BATCH
 from factory.fits.objective import RowNoise
-from factory.models.joint import JointDenoiser
-from factory.models.latents import LATENT_CHANNELS
+from factory.models.denoiser import Denoiser
+from factory.models.families import load_denoiser
 from factory.models.segmenter import LatentSegmenter, dice_bce_loss, load_latent_segmenter, save_segmenter
 from factory.recipe import GateFitSection
 
@@ -26,11 +26,18 @@ BLURRED = 0.3  # share of rows whose latents are smoothed, as early estimates ar
 
 
 class GateExamples:
-    """Whitened image latents (N, 4, h, w) and masks (N, H, W) of phantoms, encoded once."""
+    """Image latents (N, C, h, w) as the sampler hands them to the gate, and masks (N, H, W), of phantoms, encoded
+    once."""
 
-    def __init__(self, denoiser: JointDenoiser, seed: int, count: int, size: int) -> None:
-        scaled, self.masks = encode_pairs(denoiser, count, lambda index: _pair(seed, index, size), size)
-        self.latents = denoiser.stats.whiten(torch.from_numpy(scaled).float())[:, :LATENT_CHANNELS].half()
+    def __init__(self, denoiser: Denoiser, seed: int, count: int, size: int) -> None:
+        latents, self.masks = [], np.empty((count, size, size), bool)
+        for start in range(0, count, ENCODE_BATCH):
+            pairs = [_pair(seed, index, size) for index in range(start, min(count, start + ENCODE_BATCH))]
+            images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
+            self.masks[start : start + len(pairs)] = masks = np.stack([mask for _, mask in pairs])
+            encoded = denoiser.encode(images, torch.from_numpy(masks[:, None]).float())
+            latents.append(denoiser.image_latents(encoded).half())
+        self.latents = torch.cat(latents)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -44,14 +51,14 @@ class FitGate:
     """Objective: a LatentSegmenter for the VAE of the generator in `weights`, by Dice and cross-entropy (Eq. 12)."""
 
     def __init__(self, weights: Path, section: GateFitSection, size: int, seed: int = 23) -> None:
-        denoiser = JointDenoiser.load(weights)
+        denoiser = load_denoiser(weights)
         self.section, self.factor, self.vae_digest = section, denoiser.factor, denoiser.vae_digest
         self.examples = GateExamples(denoiser, seed, section.phantoms, size)
 
     def build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.section.seed)
-            return LatentSegmenter(LATENT_CHANNELS, self.factor).train()
+            return LatentSegmenter(self.examples.latents.shape[1], self.factor).train()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         latents = batch["latents"]

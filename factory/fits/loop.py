@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from factory.fits.objective import Objective, RowNoise, rows_of_step
+from factory.fits.objective import Objective, RowNoise, batch_rows
 from factory.recipe import FitSection
 
 CHECKPOINT = "state.pt"
@@ -125,7 +125,7 @@ def _step(
     trained: dict[str, nn.Parameter],
 ) -> dict[str, float]:
     started = time.perf_counter()
-    rows = rows_of_step(section.seed, step, section.batch_size, len(objective.examples))
+    rows = batch_rows(objective.examples, section.seed, step, section.batch_size)
     positions = range(worker.rank, section.batch_size, worker.world_size)
     own = rows[list(positions)]
     batch = {name: value.to(worker.device) for name, value in objective.examples.batch(own).items()}

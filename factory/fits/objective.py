@@ -8,7 +8,7 @@ another number of workers and goes on sees the same samples with the same noise.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,15 @@ class RowNoise:
         return torch.stack([torch.randint(high, (), generator=rng) for rng in self._rngs])
 
 
+@runtime_checkable
+class Bucketed(Protocol):
+    """Examples of several shapes, which choose the rows of a batch themselves so that one batch has one shape."""
+
+    def rows_of_step(self, seed: int, step: int, batch_size: int) -> np.ndarray:
+        """Indices of the global batch of a step; a function of its arguments and the examples alone."""
+        ...
+
+
 class Objective(Protocol):
     """One fit. The model that `build` returns may hold frozen parts: what trains has `requires_grad`."""
 
@@ -72,6 +81,13 @@ class Objective(Protocol):
     def load(self, directory: Path) -> nn.Module:
         """The model that `save` wrote."""
         ...
+
+
+def batch_rows(examples: Examples, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Indices of the global batch of a step: the examples' own choice where they have one, else `rows_of_step`."""
+    if isinstance(examples, Bucketed):
+        return examples.rows_of_step(seed, step, batch_size)
+    return rows_of_step(seed, step, batch_size, len(examples))
 
 
 def rows_of_step(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:

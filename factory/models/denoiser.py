@@ -50,8 +50,18 @@ class Denoiser(Protocol):
         ...
 
     @property
+    def mask_source(self) -> str | None:
+        """How a sample comes by its mask: `joint` (sampled with the image), `segmented` afterwards, or None (it has
+        none). A gate compares only what was sampled; of the others it judges what its own segmenter finds."""
+        ...
+
+    @property
     def alphas_cumprod(self) -> Tensor:
         """Alpha bar by timestep, (T,) float32."""
+        ...
+
+    def shift(self, width: int, height: int) -> float:
+        """How far the levels of a `flow` move towards noise at this size in pixels (see `solvers.schedule`)."""
         ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -81,7 +91,10 @@ class Denoiser(Protocol):
         ...
 
     def mask(self, latents: Tensor) -> Tensor:
-        """Clean latents -> mask probability (B, 1, H, W), by the cheapest way there is."""
+        """Clean latents -> mask probability (B, 1, H, W), by the cheapest way there is.
+
+        A family that draws no mask and has no segmenter of its latents gives NaN everywhere: no mask, not an empty one.
+        """
         ...
 
     def image_latents(self, latents: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -31,10 +30,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
 from factory.models.latents import LatentStats, MaskHead, mask_to_vae_input
+from factory.models.loading import checked_directory, load_part, module_digest, tensor_bytes
 from factory.models.lora import fuse, load_adapter
 from factory.models.segmenter import dice_bce_rows
 from factory.models.starter import (
@@ -46,7 +45,7 @@ from factory.models.starter import (
     checked_scheduler,
     train_tokenizer,
 )
-from factory.models.weights import generator_digest, weight_files
+from factory.models.weights import generator_digest
 
 __all__ = [
     "JointDenoiser", "LatentStats", "MaskHead", "build_scheduler", "build_starter", "build_text_encoder",
@@ -105,6 +104,7 @@ class JointDenoiser:
     mask_head: MaskHead | None = None
     stats: LatentStats = field(default_factory=LatentStats)
     family: str = "joint"
+    mask_source: str | None = "joint"
 
     def __post_init__(self) -> None:
         checked_scheduler(self.scheduler)
@@ -121,8 +121,8 @@ class JointDenoiser:
 
         An adapter's own `mask_head/` and `latent_stats.json` take the place of the base's.
         """
-        base = _checked_directory(Path(directory))
-        unet = _from_safetensors(UNet2DConditionModel, base / "unet")
+        base = checked_directory(directory, PARTS, "Stable Diffusion")
+        unet = load_part(UNet2DConditionModel, base / "unet")
         if unet.config.in_channels == LATENT_CHANNELS:
             widen(unet)
         layers = [base] if adapter is None else [Path(adapter), base]
@@ -132,8 +132,8 @@ class JointDenoiser:
         head, stats = _first(layers, "mask_head"), _first(layers, STATS_FILE)
         loaded = cls(
             unet=unet,
-            vae=_from_safetensors(_codec_class(base / "vae"), base / "vae"),
-            text_encoder=_from_safetensors(CLIPTextModel, base / "text_encoder"),
+            vae=load_part(_codec_class(base / "vae"), base / "vae"),
+            text_encoder=load_part(CLIPTextModel, base / "text_encoder"),
             tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True),
             scheduler=DDIMScheduler.from_config(scheduler.config, clip_sample=False),
             mask_head=MaskHead.load(head) if head else None,
@@ -187,9 +187,9 @@ class JointDenoiser:
     def digest(self) -> str:
         """Of the files it was loaded from, or of its tensors if it was made in memory."""
         total = hashlib.sha256(json.dumps([asdict(self.stats), self.prediction_type]).encode())
-        total.update(_tensor_bytes(self.alphas_cumprod))
+        total.update(tensor_bytes(self.alphas_cumprod))
         for name, module in self._modules().items():
-            total.update(f"{name} {_module_digest(module)}\n".encode())
+            total.update(f"{name} {module_digest(module)}\n".encode())
         return total.hexdigest()
 
     @cached_property
@@ -197,7 +197,11 @@ class JointDenoiser:
         """Of the VAE's values in float32, its scaling and the image's whitening: the same however it was stored."""
         config = self.vae.config
         scaling = [config.scaling_factor, self._shift, self.stats.image_mean, self.stats.image_std]
-        return hashlib.sha256(f"{json.dumps(scaling)} {_module_digest(self.vae)}".encode()).hexdigest()
+        return hashlib.sha256(f"{json.dumps(scaling)} {module_digest(self.vae)}".encode()).hexdigest()
+
+    def shift(self, width: int, height: int) -> float:
+        """1: a noise schedule of alpha bars is the same at every size."""
+        return 1.0
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         if width % self.factor or height % self.factor:
@@ -346,31 +350,11 @@ def joint_loss(
     return {"loss": loss, **terms}
 
 
-def _checked_directory(base: Path) -> Path:
-    missing = [part for part in PARTS if not (base / part).is_dir()]
-    if missing:
-        raise ValueError(
-            f"weights must be a Stable Diffusion directory with {', '.join(PARTS)}, got {base} without "
-            f"{', '.join(missing)}; save the pipeline there with save_pretrained."
-        )
-    return base
-
-
 def _codec_class(folder: Path) -> Any:
     name = json.loads((folder / "config.json").read_text()).get("_class_name")
     if name not in CODECS:
         raise ValueError(f"vae must be one of {', '.join(CODECS)}, got {name} in {folder}; use a base with such a VAE.")
     return CODECS[name]
-
-
-def _from_safetensors(kind: Any, folder: Path) -> Any:
-    # Its one warning is about `block_out_channels`, which our VAE's config holds for pipelines to find.
-    logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)
-    disable_progress_bar()  # a bar per part, of files that load in a moment
-    variant = weight_files(folder)[1]
-    return kind.from_pretrained(
-        folder, variant=variant, use_safetensors=True, local_files_only=True, dtype=torch.float32
-    ).eval()
 
 
 def _first(layers: list[Path], name: str) -> Path | None:
@@ -383,15 +367,3 @@ def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     if getattr(copied, "peft_config", None):
         fuse(copied)
     return copied.to(dtype)
-
-
-def _module_digest(module: nn.Module) -> str:
-    total = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        total.update(f"{key} {tuple(value.shape)}\n".encode())
-        total.update(_tensor_bytes(value))
-    return total.hexdigest()
-
-
-def _tensor_bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().float().contiguous().numpy().tobytes()

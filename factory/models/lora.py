@@ -21,7 +21,7 @@ TARGETS: tuple[str, ...] = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
 )  # fmt: skip
 ADAPTER_FILE, DUAL_IO_FILE = "pytorch_lora_weights.safetensors", "dual_io.safetensors"
-_IO = ("conv_in", "conv_out")
+IO = ("conv_in", "conv_out")  # trained whole
 _NAME = "default"
 
 
@@ -30,7 +30,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
     unet.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
     unet.add_adapter(config, adapter_name=_NAME)
-    for name in _IO:
+    for name in IO:
         unet.get_submodule(name).requires_grad_(True)
     return unet
 
@@ -56,7 +56,7 @@ def save_lora(directory: str | Path, unet: UNet2DConditionModel) -> None:
 
 def dual_io(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """The tensors of `conv_in` and `conv_out`, by their names in the U-Net."""
-    state = {f"{name}.{key}": value for name in _IO for key, value in unet.get_submodule(name).state_dict().items()}
+    state = {f"{name}.{key}": value for name in IO for key, value in unet.get_submodule(name).state_dict().items()}
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
@@ -85,7 +85,7 @@ def _load_dual_io(unet: UNet2DConditionModel, state: dict[str, Tensor], folder: 
                 f"{DUAL_IO_FILE} in {folder} must hold {key} of shape {tuple(value.shape)}, got {found}; "
                 "use the base that the adapter was fitted on."
             )
-    for name in _IO:
+    for name in IO:
         unet.get_submodule(name).load_state_dict(
             {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         )

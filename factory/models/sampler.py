@@ -44,8 +44,9 @@ class Verdict:
 class Gate(Protocol):
     """The judge. `submit` should not wait; `result` may. A row's verdict must not depend on the rows beside it."""
 
-    def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor, stage: Stage) -> Any:
-        """Hand over clean image latents (n, C', h, w) and mask probabilities (n, 1, H, W); get a ticket."""
+    def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor | None, stage: Stage) -> Any:
+        """Hand over clean image latents (n, C', h, w) and the mask probabilities (n, 1, H, W) that were sampled with
+        them, None for a generator that samples none; get a ticket."""
         ...
 
     def result(self, ticket: Any) -> list[Verdict]:
@@ -125,14 +126,16 @@ class Sampler:
         decode: Literal["accepted", "all", "none"] = "accepted",
         decode_batch: int = 4,
         drain: bool = False,
-        shift: float = 1.0,
+        shift: float | None = None,
     ) -> None:
         """`checkpoints` are shares of a job's calls; one whose verdict would come too late to save a call is left
         out. Without a gate nothing is judged and all that is finite is kept. `decode_batch` is also the shape in
-        which masks are made for the gate. `drain` lets slots run empty before another unit begins."""
+        which masks are made for the gate. `drain` lets slots run empty before another unit begins. `shift` is
+        the denoiser's own at this size unless it is given."""
         if slots < 1 or decode_batch < 1:
             raise ValueError(f"slots and decode_batch must be at least 1, got {slots} and {decode_batch}; raise them.")
-        self.denoiser, self.gate, self.solver, self.shift = denoiser, gate, solver, shift
+        self.denoiser, self.gate, self.solver = denoiser, gate, solver
+        self.shift = denoiser.shift(width, height) if shift is None else shift
         self.checkpoints, self.decode, self.decode_batch, self.drain = tuple(checkpoints), decode, decode_batch, drain
         self.counters = Counters()
         self._schedules: dict[int, Schedule] = {}
@@ -278,7 +281,8 @@ class Sampler:
 
     def _submit(self, ids: list[str], latents: Tensor, stage: Stage) -> Any:
         assert self.gate is not None
-        masks = in_fixed_shape(self.denoiser.mask, latents, self.decode_batch)
+        joint = self.denoiser.mask_source == "joint"
+        masks = in_fixed_shape(self.denoiser.mask, latents, self.decode_batch) if joint else None
         return self.gate.submit(ids, self.denoiser.image_latents(latents), masks, stage)
 
     def _finish(self) -> Iterator[Sampled]:

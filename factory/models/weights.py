@@ -10,7 +10,9 @@ from pathlib import Path
 
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "vae", "text_encoder")
+FLUX_PARTS: tuple[str, ...] = ("transformer", "vae", "text_encoder", "text_encoder_2")
 _DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json")
+_FLUX_DECIDING = ("transformer/config.json", "vae/config.json")  # guidance embedding, scaling and shift
 _ADAPTER = ("pytorch_lora_weights.safetensors", "dual_io.safetensors", "latent_stats.json")
 
 
@@ -29,24 +31,34 @@ def weight_files(folder: Path) -> tuple[list[Path], str | None]:
     return (plain, None) if plain else (files, "fp16")
 
 
+def is_flux(directory: str | Path) -> bool:
+    """Whether a diffusers directory holds a transformer that denoises, as FLUX.1 does, and not a U-Net."""
+    return (Path(directory) / "transformer").is_dir()
+
+
 def generator_digest(directory: str | Path, adapter: str | Path | None = None) -> str:
-    """SHA-256 (64 hex digits) over the files that decide what a generator draws, adapter included, by name and
-    content."""
+    """SHA-256 (64 hex digits) over the files that decide what a generator draws, adapter (a directory or one file)
+    included, by name and content."""
     base = Path(directory)
-    files = [file for part in WEIGHTED_PARTS for file in weight_files(base / part)[0]]
-    files += [base / name for name in _DECIDING] + sorted(base.glob("mask_head/*.safetensors"))
+    parts, deciding = (FLUX_PARTS, _DECIDING + _FLUX_DECIDING) if is_flux(base) else (WEIGHTED_PARTS, _DECIDING)
+    files = [file for part in parts for file in weight_files(base / part)[0]]
+    files += [base / name for name in deciding] + sorted(base.glob("mask_head/*.safetensors"))
     total = hashlib.sha256(_listed(base, files))
     if adapter is not None:
         over = Path(adapter)
-        total.update(_listed(over, [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))))
+        laid = [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))
+        total.update(_listed(over.parent, [over]) if over.is_file() else _listed(over, laid))
     return total.hexdigest()
 
 
 def text_encoder_digest(directory: str | Path) -> str:
-    """SHA-256 over what decides how a generator's directory reads a prompt: text encoder and tokenizer."""
+    """SHA-256 over what decides how a generator's directory reads a prompt: text encoders and tokenizers."""
     base = Path(directory)
-    files = weight_files(base / "text_encoder")[0] + [base / "text_encoder/config.json"]
-    return hashlib.sha256(_listed(base, files + sorted((base / "tokenizer").iterdir()))).hexdigest()
+    files: list[Path] = []
+    for number in ("", "_2") if is_flux(base) else ("",):
+        files += weight_files(base / f"text_encoder{number}")[0] + [base / f"text_encoder{number}/config.json"]
+        files += sorted((base / f"tokenizer{number}").iterdir())
+    return hashlib.sha256(_listed(base, files)).hexdigest()
 
 
 def canonical_metadata(path: Path) -> None:

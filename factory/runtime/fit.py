@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from factory import records, taxonomy
-from factory.models.weights import generator_digest, tree_digest
+from factory.models.weights import generator_digest, is_flux, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
 from factory.runtime import cluster, train
@@ -59,7 +59,10 @@ def weights_name(recipe: Recipe, name: str) -> str:
 
 def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     """What a fit's weights depend on."""
-    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json")}
+    others = {"flux"} if name == "lora" and recipe.fit.lora.family != "flux" else None
+    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=others)}
+    if name == "lora":
+        _check_base(recipe)
     if name in ("lora", "gate"):
         found |= {"base": generator_digest(generator_of(recipe)), "size": recipe.plan.size}
     tables = {"lora": ("corpus", "captions"), "gate": (), "mae": ("corpus",), "distill": ("corpus",)}[name]
@@ -72,14 +75,28 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     return found | {"tables": {table: run.table(table).digest() for table in tables}}
 
 
+def _check_base(recipe: Recipe) -> None:
+    """Refuse a base of another family before a cluster is started."""
+    family, base = recipe.fit.lora.family, generator_of(recipe)
+    if (family == "flux") != is_flux(base):
+        kind = "a FLUX.1 directory" if family == "flux" else "a Stable Diffusion directory or `starter`"
+        raise ValueError(
+            f"synthesize.weights must be {kind} when fit.lora.family is {family}, got {base}; "
+            "set one to match the other."
+        )
+
+
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import distill, gate, joint, mae
+    from factory.fits import distill, flux, gate, joint, mae
 
     run = Run(uri)
     if name == "gate":
         return gate.FitGate(generator_of(recipe), recipe.fit.gate, recipe.plan.size)
     corpus = run.table("corpus").read()
+    if name == "lora" and recipe.fit.lora.family == "flux":
+        images, _, prompts = _captioned_pairs(corpus, run, masks=False)
+        return flux.FitFluxLora(generator_of(recipe), images, prompts, recipe.fit.lora, recipe.plan.size, run.store)
     if name == "lora":
         images, masks, prompts = _captioned_pairs(corpus, run)
         return joint.FitLora(generator_of(recipe), images, masks, prompts, recipe.fit.lora, recipe.plan.size, run.store)
@@ -90,8 +107,9 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     return distill.distill_objective(recipe.fit.distill, encoder, corpus, samples, log=lambda line: None)
 
 
-def _captioned_pairs(corpus: Any, run: Run) -> tuple[list[bytes], list[bytes], list[str]]:
-    """Images, masks and captions of the training rows that have all three."""
+def _captioned_pairs(corpus: Any, run: Run, masks: bool = True) -> tuple[list[bytes], list[bytes], list[str]]:
+    """Images, masks and captions of the training rows that have all three; with masks=False, of those that have an
+    image and a caption, and no masks."""
     captions = {
         row["record_id"]: row["caption"]
         for row in run.table("captions").read(["record_id", "caption", "outcome"]).to_pylist()
@@ -100,15 +118,16 @@ def _captioned_pairs(corpus: Any, run: Run) -> tuple[list[bytes], list[bytes], l
     rows = [
         row for row in corpus.select(["record_id", "image", "mask", "split", "outcome"]).to_pylist()
         if row["outcome"] == records.ACCEPTED and row["split"] == "train"
-        and row["mask"] and row["record_id"] in captions
+        and row["image"] and (row["mask"] or not masks) and row["record_id"] in captions
     ]  # fmt: skip
     if not rows:
         raise ValueError(
-            "fit lora must have training images with masks and captions, got none; ingest and caption some."
+            f"fit lora must have training images with {'masks and ' if masks else ''}captions, got none; "
+            "ingest and caption some."
         )
     return (
         [r["image"]["bytes"] for r in rows],
-        [r["mask"]["bytes"] for r in rows],
+        [r["mask"]["bytes"] for r in rows] if masks else [],
         [captions[r["record_id"]] for r in rows],
     )
 

@@ -29,8 +29,10 @@ class GateDeployment:
 
         self._score = ScoreSamples(weights, vae_digest, section, num_threads)
 
-    def validate(self, image_latents: np.ndarray, masks: np.ndarray, stage: Stage = "final") -> list[dict[str, Any]]:
-        """(N, 4, h, w) float32 and (N, H, W) bool -> N of {outcome, reason, scores}."""
+    def validate(
+        self, image_latents: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
+    ) -> list[dict[str, Any]]:
+        """(N, C, h, w) float32 and (N, H, W) bool or None -> N of {outcome, reason, scores}."""
         return self._score(image_latents, masks, stage)
 
     def reconfigure(self, policy: dict[str, Any]) -> None:
@@ -78,7 +80,7 @@ class GateHandle:
         self._name = app_name(run_uri)
         self._handle: Any = None
 
-    def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor, stage: Stage) -> Any:
+    def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor | None, stage: Stage) -> Any:
         """Starts a judgement and returns at once."""
         from ray import serve
 

@@ -31,7 +31,7 @@ def weights_of(run: Run | None, recipe: Recipe) -> tuple[Path, Path | None, Path
 
 
 def _named_weights(run: Run | None, name: str) -> Path:
-    if Path(name).is_dir():
+    if Path(name).is_dir() or Path(name).is_file():  # a LoRA may be one file
         return Path(name)
     if run is None:
         raise ValueError(f"weights must be a directory when no --run is given, got {name!r}; check the path.")

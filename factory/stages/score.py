@@ -33,16 +33,20 @@ class ScoreSamples:
         self.segmenter = load_latent_segmenter(weights, vae_digest).eval()
         self.section = section
 
-    def __call__(self, image_latents: np.ndarray, masks: np.ndarray, stage: Stage = "final") -> list[dict[str, Any]]:
-        """image_latents (N, 4, h, w) float32, masks (N, H, W) bool -> N of {outcome, reason, scores}."""
+    def __call__(
+        self, image_latents: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
+    ) -> list[dict[str, Any]]:
+        """image_latents (N, C, h, w) float32, masks (N, H, W) bool -> N of {outcome, reason, scores}.
+
+        Without masks (None) what the segmenter finds is judged by its shape, and there is no overlap to score.
+        """
         probability = self.segment(image_latents)
         found = probability > 0.5
-        overlaps = iou(masks, found)
+        overlaps = [None] * len(found) if masks is None else [float(overlap) for overlap in iou(masks, found)]
+        masks = found if masks is None else masks
         return [
-            self._judge(latents, mask, seen, chance, float(overlap), stage)
-            for latents, mask, seen, chance, overlap in zip(
-                image_latents, masks, found, probability, overlaps, strict=True
-            )
+            self._judge(latents, mask, chance, overlap, stage)
+            for latents, mask, chance, overlap in zip(image_latents, masks, probability, overlaps, strict=True)
         ]
 
     @torch.inference_mode()
@@ -57,7 +61,7 @@ class ScoreSamples:
         return np.concatenate(parts)
 
     def _judge(
-        self, latents: np.ndarray, mask: np.ndarray, seen: np.ndarray, chance: np.ndarray, overlap: float, stage: Stage
+        self, latents: np.ndarray, mask: np.ndarray, chance: np.ndarray, overlap: float | None, stage: Stage
     ) -> dict[str, Any]:
         if not np.isfinite(latents).all():
             overlap = float("nan")
@@ -74,16 +78,18 @@ class LocalGate:
     def __init__(self, score: ScoreSamples) -> None:
         self.score = score
 
-    def submit(self, ids: list[str], image_latents: torch.Tensor, masks: torch.Tensor, stage: Stage) -> list[Verdict]:
+    def submit(
+        self, ids: list[str], image_latents: torch.Tensor, masks: torch.Tensor | None, stage: Stage
+    ) -> list[Verdict]:
         return verdicts(self.score(*as_arrays(image_latents, masks), stage))
 
     def result(self, ticket: list[Verdict]) -> list[Verdict]:
         return ticket
 
 
-def as_arrays(image_latents: torch.Tensor, masks: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What the sampler hands over, as the gate takes it: (n, 4, h, w) float32 and (n, H, W) bool."""
-    return image_latents.float().cpu().numpy(), (masks[:, 0] > 0.5).cpu().numpy()
+def as_arrays(image_latents: torch.Tensor, masks: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the sampler hands over, as the gate takes it: (n, C, h, w) float32 and (n, H, W) bool or None."""
+    return image_latents.float().cpu().numpy(), None if masks is None else (masks[:, 0] > 0.5).cpu().numpy()
 
 
 def verdicts(judged: list[dict[str, Any]]) -> list[Verdict]:

@@ -16,7 +16,7 @@ import torch
 from factory import records
 from factory.images import encode_mask, encode_png
 from factory.models.denoiser import Denoiser
-from factory.models.joint import JointDenoiser
+from factory.models.families import load_denoiser
 from factory.models.sampler import Gate, Sampled, SampleJob, Sampler
 from factory.recipe import GateSection, SynthesizeSection
 
@@ -45,8 +45,8 @@ class SynthesizeSamples:
         self._conditions: dict[str, torch.Tensor] = {}
 
     def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
-        """The generator; a stage of another family overrides this."""
-        return JointDenoiser.load(weights, adapter)
+        """The generator, of the family that its directory holds; a stage of another one overrides this."""
+        return load_denoiser(weights, adapter)
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""
@@ -109,9 +109,10 @@ class SynthesizeSamples:
 
     def _pixels(self, name: str, image: torch.Tensor, mask: torch.Tensor) -> Row:
         rgb = ((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-        found = mask[0].numpy() > 0.5
-        return {
-            "image": records.image_struct(encode_png(np.ascontiguousarray(rgb)), f"{name}.png"),
-            "mask": records.image_struct(encode_mask(found), f"{name}-mask.png"),
-            "mask_source": "joint",
-        }
+        image_of = {"image": records.image_struct(encode_png(np.ascontiguousarray(rgb)), f"{name}.png")}
+        if self.denoiser.mask_source is None:
+            return image_of
+        encoded = encode_mask(mask[0].numpy() > 0.5)
+        return image_of | {
+            "mask": records.image_struct(encoded, f"{name}-mask.png"), "mask_source": self.denoiser.mask_source,
+        }  # fmt: skip

@@ -1,0 +1,148 @@
+"""Named LoRA settings of each generator family, and what each costs. Torch is loaded only when one is counted.
+
+DermaFlux (arXiv 2603.16392) says "only the attention layers" and "612M trainable parameters", which no usual rank makes
+true together. Its released weights are named `flux_lora_64_64`, and rank 64 on all linears of both block types is
+612.6 MB in the fused layout of its trainer, so the megabytes are the likelier reading. All readings are here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factory import taxonomy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Which layers get a LoRA (`attention`, `all_linears`, or `joint` for the joint family's own), and its rank. Alpha
+    is always the rank."""
+
+    targets: str
+    rank: int
+    meaning: str
+
+
+DEFAULT = "budget"
+PRESETS: dict[str, dict[str, Preset]] = {
+    "flux": {
+        "budget": Preset("attention", 64, "attention alone, for one card of 80 GB"),
+        "dermaflux_released": Preset("all_linears", 64, "DermaFlux as released, 612M read as megabytes"),
+        "dermaflux_612m_peft": Preset("all_linears", 114, "612M read as parameters of split queries, keys and values"),
+        "dermaflux_text_literal": Preset("attention", 375, "612M parameters in attention alone, as the text says"),
+    },
+    "joint": {
+        "budget": Preset("joint", 16, "image and mask together on a small budget, the recipe's own rank"),
+        "skindualgen_latent8": Preset("joint", 32, "SkinDualGen's joint latents"),
+    },
+}
+FAMILIES = tuple(PRESETS)
+
+
+def preset_of(family: str, name: str | None = None) -> Preset:
+    """A preset by name, the default for None. Raises ValueError that names the nearest right word."""
+    known = PRESETS[taxonomy.check(family, FAMILIES, "family")]
+    return known[taxonomy.check(DEFAULT if name is None else name, tuple(known), f"preset of {family}")]
+
+
+def describe(family: str, preset: str | None = None, base: str | Path | None = None) -> dict[str, Any]:
+    """What a LoRA trains, counted on the meta device without a weight: JSON-ready.
+
+    base: a diffusers directory, whose config decides the shapes; None means FLUX.1-dev for flux and the shipped starter
+    for joint. Keys: family, preset, rank, trainable_parameters, bytes (by dtype), targets, modules (how many).
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    chosen = preset_of(family, preset)
+    with torch.device("meta"):
+        model, targets = (_flux if family == "flux" else _joint)(chosen, base)
+    count = _trained(model)
+    return {
+        "family": family,
+        "preset": DEFAULT if preset is None else preset,
+        "rank": chosen.rank,
+        "trainable_parameters": count,
+        "bytes": {"bfloat16": 2 * count, "float32": 4 * count},
+        "targets": targets,
+        "modules": sum(isinstance(module, LoraLayer) for module in model.modules()),
+    }
+
+
+def listed() -> list[str]:
+    """Every fit and preset with its trainable parameters at the recipe's defaults, a line each: lora by family and
+    preset (`*` the default), then the others."""
+    rows = [
+        (f"lora {family} {name}{'*' if name == DEFAULT else ''}", describe(family, name), preset.meaning)
+        for family, presets in PRESETS.items()
+        for name, preset in presets.items()
+    ]
+    lines = [
+        f"{title:<36}{found['trainable_parameters']:>12,}  rank {found['rank']:<4} {meaning}"
+        for title, found, meaning in rows
+    ]
+    return lines + [f"{title:<36}{count:>12,}  {meaning}" for title, count, meaning in _others()]
+
+
+def _others() -> list[tuple[str, int, str]]:
+    """The fits without presets, at the recipe's defaults."""
+    from factory.models.classifier import build_classifier
+    from factory.models.mae import MaskedAutoencoder
+    from factory.models.segmenter import LatentSegmenter
+    from factory.recipe import FitsSection, PlanSection
+
+    mae, student, classes = FitsSection().mae, FitsSection().distill.student, len(PlanSection().diagnoses)
+    autoencoder = MaskedAutoencoder(
+        mae.encoder, mae.image_size, mae.patch_size, decoder_width=mae.decoder_width, decoder_depth=mae.decoder_depth
+    )
+    return [
+        ("gate", _trained(LatentSegmenter()), "the latent segmenter of the starter's VAE"),
+        ("mae", _trained(autoencoder), f"{mae.encoder} and its decoder"),
+        ("distill", _trained(build_classifier(student, classes, mae.image_size)), f"{student}, {classes} diagnoses"),
+    ]
+
+
+def _trained(model: nn.Module) -> int:
+    return sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+
+def _flux(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]]:
+    from diffusers import FluxTransformer2DModel
+
+    from factory.models.flux_lora import TARGETS, add_lora
+
+    # The class's defaults are FLUX.1-dev's shape but for its guidance embedding.
+    config = {"guidance_embeds": True} if base is None else _config(base, "transformer", "FluxTransformer2DModel")
+    targets = TARGETS[preset.targets]
+    return add_lora(FluxTransformer2DModel.from_config(config), preset.rank, targets), list(targets)
+
+
+def _joint(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]]:
+    from diffusers import UNet2DConditionModel
+
+    from factory.models.joint import widen
+    from factory.models.lora import IO, TARGETS, add_lora
+    from factory.models.weights import STARTER
+
+    unet = UNet2DConditionModel.from_config(_config(base or STARTER, "unet", "UNet2DConditionModel"))
+    if unet.config.in_channels == unet.config.out_channels == 4:
+        widen(unet)
+    return add_lora(unet, preset.rank), [*TARGETS, *(f"{name} (whole)" for name in IO)]
+
+
+def _config(base: str | Path, part: str, kind: str) -> dict[str, Any]:
+    """The config of a part of a diffusers directory, if it is of this class."""
+    path = Path(base) / part / "config.json"
+    if not path.is_file():
+        raise ValueError(f"--base must be a diffusers directory with {part}/config.json, got {base}; check the path.")
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found.get("_class_name") != kind:
+        raise ValueError(
+            f"--base must hold a {kind}, got {found.get('_class_name')} in {path}; name a base of the family."
+        )
+    return found

@@ -32,12 +32,11 @@ hypothesis.settings.load_profile("untimed")
 STARTS_RAY = {"test_jobs.py", "test_kill.py", "test_notebook.py", "test_corpus_scale.py", "test_bad_input.py"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """All that starts Ray goes to one process (`--dist loadgroup`): two Rays would starve each other."""
-    for item in items:
-        with_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        if with_ray or item.path.parent.name == "runtime" or item.path.name in STARTS_RAY:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    with_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+    if with_ray or item.path.parent.name == "runtime" or item.path.name in STARTS_RAY:
+        item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def recipe(tiny_weights: Any) -> Recipe:
         "smoke",
         [
             *tiny_weights.overrides, f"plan.count={UNITS * ROWS}", f"plan.unit_rows={ROWS}", "plan.audit_min=12",
-            "plan.num_inference_steps=120", "synthesize.slots=2", "synthesize.num_actors=1",
+            "plan.num_inference_steps=60", "synthesize.slots=2", "synthesize.num_actors=1",
         ],
     )  # fmt: skip
 

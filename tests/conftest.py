@@ -33,10 +33,10 @@ STARTS_RAY = {"test_jobs.py", "test_kill.py", "test_notebook.py", "test_corpus_s
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """All that starts Ray goes to one process (`--dist loadgroup`): two Rays would starve each other."""
+    """`ray` marks what starts Ray: it runs one after the other, since two Rays would starve each other."""
     with_ray = "ray_cluster" in getattr(item, "fixturenames", ())
     if with_ray or item.path.parent.name == "runtime" or item.path.name in STARTS_RAY:
-        item.add_marker(pytest.mark.xdist_group("ray"))
+        item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import yaml
 from factory.recipe import Recipe
 
 MIN_LOGICAL_CPUS = 8
+STARTS = 3  # attempts to start Ray here
 NO_PROGRESS_S = 300  # Ray Data's own limit is half an hour; nothing here is silent that long
 ACTOR_CPUS = 0.5  # logical; what an actor reserves, so that tasks always find a whole CPU
 
@@ -81,12 +83,23 @@ def connect() -> Iterator[Resources]:
     if not address:  # "local": a cluster that happens to run here is not ours to join
         address, ours = "local", {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     with _kept_for_errors():
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **ours)
+        _start(partial(ray.init, address, log_to_driver=False, logging_level=logging.ERROR, **ours))
     try:
         settle()
         yield resources()
     finally:
         ray.shutdown()
+
+
+def _start(init: Callable[[], object]) -> None:
+    """Ray gives its own start 30 seconds, which no setting changes; a busy machine may need another attempt."""
+    for attempt in range(1, STARTS + 1):
+        try:
+            init()
+            return
+        except Exception as error:  # Ray raises it as such
+            if attempt == STARTS or "timed out during startup" not in str(error):
+                raise
 
 
 @contextlib.contextmanager

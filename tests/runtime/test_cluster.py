@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from factory.recipe import Recipe, load
+from factory.runtime import cluster
 from factory.runtime.cluster import Pools, Resources, described, pools, resources_of_yaml
 
 
@@ -174,3 +175,27 @@ def test_a_cluster_without_gpus_is_said_to_have_none() -> None:
     lines = described(resources, pools(resources, recipe("synthesize.num_threads=2")))
     assert lines[0] == "cluster     6 CPUs, 0 GPUs, at its largest"
     assert lines[1] == "synthesize  3 actor(s), 2 thread(s) each, no GPU"
+
+
+def test_a_start_that_ray_gave_up_is_tried_again_and_any_other_failure_is_not() -> None:
+    tried: list[str] = []
+
+    def failing(message: str, times: int) -> Any:
+        def init() -> None:
+            tried.append(message)
+            if len(tried) <= times:
+                raise Exception(message)
+
+        return init
+
+    late = "The current node timed out during startup. This could happen because ..."
+    cluster._start(failing(late, 2))
+    assert len(tried) == 3
+    tried.clear()
+    with pytest.raises(Exception, match="timed out during startup"):
+        cluster._start(failing(late, 9))
+    assert len(tried) == cluster.STARTS
+    tried.clear()
+    with pytest.raises(Exception, match="no such address"):
+        cluster._start(failing("no such address", 9))
+    assert len(tried) == 1

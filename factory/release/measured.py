@@ -67,12 +67,13 @@ class ByDiagnosis:
 
 
 def attributes_by_diagnosis(found: Mapping[str, Any] | None) -> list[ByDiagnosis]:
-    """The measurements of lab/caption_attributes.json, in its own order."""
+    """The measurements of lab/caption_attributes.json, in the order of the ABC."""
+    attributes = (found or {}).get("attributes") or {}
     made = []
-    for name, attribute in ((found or {}).get("attributes") or {}).items():
+    for name, attribute in sorted(attributes.items(), key=lambda item: list(MEASUREMENTS).index(item[0])):
         rows = [(diagnosis_name(group), dict(values)) for group, values in attribute["by_diagnosis"].items()]
         dots = [charts.Dot(group, v["median"], v["lower_quartile"], v["upper_quartile"]) for group, v in rows]
-        title = MEASUREMENTS.get(name, name.replace("_", " "))
+        title = MEASUREMENTS[name]
         chart = charts.dot_rows(dots, f"{title}: median and quartiles by diagnosis")
         made.append(ByDiagnosis(title, chart, rows, attribute["melanoma_over_nevus"]))
     return made

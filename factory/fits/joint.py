@@ -28,15 +28,11 @@ ENCODE_BATCH = 8
 TEXT_CACHE = "cache/text"  # in a run's store
 
 
-class LatentExamples:
-    """Whitened joint latents with their masks and captions' tokens.
+class _Pairs:
+    """Whitened joint latents (N, 8, h, w) float16 with their masks (N, H, W) bool."""
 
-    latents (N, 8, h, w) float16, masks (N, H, W) bool, tokens (N, L) int. `caption_dropout` of the rows, drawn by
-    (step, row), train the unconditional half; their tokens are the empty prompt's.
-    """
-
-    def __init__(self, latents: np.ndarray, masks: np.ndarray, tokens: np.ndarray) -> None:
-        self.latents, self.masks, self.tokens = latents, masks, tokens
+    def __init__(self, latents: np.ndarray, masks: np.ndarray) -> None:
+        self.latents, self.masks = latents, masks
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -45,21 +41,31 @@ class LatentExamples:
         return {
             "latents": torch.from_numpy(self.latents[indices].astype(np.float32)),
             "mask": torch.from_numpy(self.masks[indices][:, None].astype(np.float32)),
-            "tokens": torch.from_numpy(self.tokens[indices].astype(np.int64)),
         }
 
 
-class EmbeddedExamples(LatentExamples):
-    """The same with captions embedded before: conditions (U, L, D) float32 of the U different captions, and which of
-    them is each row's, index (N,)."""
+class LatentExamples(_Pairs):
+    """Pairs with their captions' tokens, (N, L) int, for a fit that trains the text encoder too. `caption_dropout` of
+    the rows, drawn by (step, row), train the unconditional half; their tokens are the empty prompt's."""
 
-    def __init__(self, latents: np.ndarray, masks: np.ndarray, conditions: Tensor, index: np.ndarray) -> None:
-        super().__init__(latents, masks, index)
-        self.conditions = conditions
+    def __init__(self, latents: np.ndarray, masks: np.ndarray, tokens: np.ndarray) -> None:
+        super().__init__(latents, masks)
+        self.tokens = tokens
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        found = super().batch(indices)
-        return found | {"condition": self.conditions[found.pop("tokens")]}
+        return super().batch(indices) | {"tokens": torch.from_numpy(self.tokens[indices].astype(np.int64))}
+
+
+class EmbeddedExamples(_Pairs):
+    """Pairs with captions embedded before: conditions (U, L, D) float32 of the U different captions, and which of them
+    is each row's, index (N,)."""
+
+    def __init__(self, latents: np.ndarray, masks: np.ndarray, conditions: Tensor, index: np.ndarray) -> None:
+        super().__init__(latents, masks)
+        self.conditions, self.index = conditions, index
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        return super().batch(indices) | {"condition": self.conditions[torch.from_numpy(self.index[indices])]}
 
 
 def tokens_of(denoiser: JointDenoiser, prompts: Sequence[str]) -> np.ndarray:

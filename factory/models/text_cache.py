@@ -43,8 +43,7 @@ class TextEmbeddings:
 
     def of(self, prompts: Sequence[str]) -> tuple[Tensor, NDArray[np.int64]]:
         """Embeddings (U, L, D) float32 of the U different prompts, and which of them is each prompt's, (N,)."""
-        different = sorted(set(prompts))
-        wanted = {caption_digest(prompt): prompt for prompt in different}
+        wanted = {caption_digest(prompt): prompt for prompt in sorted(set(prompts))}
         found = self._stored(set(wanted))
         missing = [digest for digest in wanted if digest not in found]
         for start in range(0, len(missing), PART_PROMPTS):
@@ -53,9 +52,9 @@ class TextEmbeddings:
             self._put(part, embedded)
             self.computed += len(part)
             found.update(zip(part, embedded, strict=True))
-        place = {prompt: number for number, prompt in enumerate(different)}
+        place = {prompt: number for number, prompt in enumerate(wanted.values())}
         index = np.asarray([place[prompt] for prompt in prompts], np.int64)
-        return torch.stack([found[caption_digest(prompt)] for prompt in different]), index
+        return torch.stack([found[digest] for digest in wanted]), index
 
     def _stored(self, wanted: set[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, safe_open, save_file
-from tiny_flux import LENGTH, save_pipeline
-from torch import Tensor, nn
+from tiny_flux import LENGTH, moved, save_pipeline
+from torch import Tensor
 
 from factory import phantom
 from factory.fits.flux import FitFluxLora, ScaledExamples
@@ -111,21 +111,12 @@ def test_trap_2_gradient_clipping_clips(family: str, bases: dict[str, Path], tmp
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def trained(objective: FitFluxLora) -> nn.Module:
-    model = objective.build()
-    rng = torch.Generator().manual_seed(0)
-    for name, value in model.named_parameters():
-        if ".lora_B" in name:
-            value.data = torch.randn(value.shape, generator=rng)
-    return model
-
-
 def test_trap_3_alpha_is_the_rank_for_readers_of_metadata_and_for_those_that_ignore_it(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
     # Without metadata diffusers takes alpha for the rank, ComfyUI reads `.alpha` alone, and both at once are refused.
     objective = flux_fit(bases["flux"])
-    model = trained(objective)
+    model = moved(objective.build())
     objective.save(model, tmp_path / "with")
     state = load_file(tmp_path / "with" / ADAPTER_FILE)
     assert not [key for key in state if "alpha" in key]

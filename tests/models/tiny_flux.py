@@ -72,6 +72,15 @@ def build_pipeline(seed: int = 0, guidance_embeds: bool = True, **scheduler: Any
     return pipeline
 
 
+def moved(model: Any) -> Any:
+    """The model with its fresh adapter moved away from zero, always to the same place."""
+    rng = torch.Generator().manual_seed(0)
+    for name, value in model.named_parameters():
+        if ".lora_B" in name:
+            value.data = torch.randn(value.shape, generator=rng)
+    return model
+
+
 def save_pipeline(directory: Path, **options: Any) -> Path:
     build_pipeline(**options).save_pretrained(directory, safe_serialization=True)
     return directory

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_flux import LENGTH, save_pipeline
+from tiny_flux import LENGTH, moved, save_pipeline
 
 from factory import line, recipe, records
 from factory.fits.gate import FitGate
@@ -117,12 +117,7 @@ def test_scores_without_masks_are_those_of_what_was_found_as_the_mask(base: Path
 
 def adapted(base: Path) -> Any:
     """The base's transformer with an adapter that changes it."""
-    model = add_lora(FluxDenoiser.load(base).transformer, 2, ATTENTION)
-    rng = torch.Generator().manual_seed(0)
-    for name, value in model.named_parameters():
-        if ".lora_B" in name:
-            value.data = torch.randn(value.shape, generator=rng)
-    return model
+    return moved(add_lora(FluxDenoiser.load(base).transformer, 2, ATTENTION))
 
 
 def test_a_gate_is_fitted_on_its_vae_and_samples_are_drawn_with_an_adapter_of_either_format(

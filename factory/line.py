@@ -147,7 +147,8 @@ def _gate_deployed(run: Run, recipe: Recipe, pools: Any) -> Iterator[None]:
     from factory.runtime.weights import weights_of
 
     generator, adapter, gate = weights_of(run, recipe)
-    serve.start_gate(run.uri, str(gate), vae_digest_of(generator, adapter), recipe.gate, pools)
+    vae = vae_digest_of(generator, adapter, recipe.plan.generator)
+    serve.start_gate(run.uri, str(gate), vae, recipe.gate, pools)
     try:
         yield
     finally:
@@ -166,8 +167,9 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
     section = recipe.synthesize.model_copy(
         update={"keep_rejected": "image", "slots": min(len(rows), recipe.synthesize.slots)}
     )
-    score = ScoreSamples(gate, vae_digest_of(generator, adapter), recipe.gate)
-    made = SynthesizeSamples(generator, adapter, section, recipe.gate, LocalGate(score), tree_digest(gate))(rows)
+    family = recipe.plan.generator
+    judge = LocalGate(ScoreSamples(gate, vae_digest_of(generator, adapter, family), recipe.gate))
+    made = SynthesizeSamples(generator, adapter, section, recipe.gate, judge, tree_digest(gate), family)(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(made, title=rows[0]["prompt"]).save(out)
     return made
@@ -240,7 +242,7 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
     from factory.stages.score import ScoreSamples
 
     generator, adapter, gate = weights_of(run, recipe)
-    denoiser = load_denoiser(generator, adapter)
+    denoiser = load_denoiser(generator, adapter, recipe.plan.generator)
     score = ScoreSamples(gate, denoiser.vae_digest, recipe.gate)
 
     def validate(images: Any, masks: Any) -> list[tuple[str, str | None, float | None]]:

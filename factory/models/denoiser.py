@@ -50,6 +50,11 @@ class Denoiser(Protocol):
         ...
 
     @property
+    def factor(self) -> int:
+        """Pixels of an image per cell of its latents, along a side."""
+        ...
+
+    @property
     def mask_source(self) -> str | None:
         """How a sample comes by its mask: `joint` (sampled with the image), `segmented` afterwards, or None (it has
         none). A gate compares only what was sampled; of the others it judges what its own segmenter finds."""

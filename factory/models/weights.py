@@ -9,10 +9,14 @@ import struct
 from pathlib import Path
 
 STARTER = Path(__file__).resolve().parent.parent / "starter"
-WEIGHTED_PARTS: tuple[str, ...] = ("unet", "vae", "text_encoder")
-FLUX_PARTS: tuple[str, ...] = ("transformer", "vae", "text_encoder", "text_encoder_2")
+FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
+WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
 _DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json")
-_FLUX_DECIDING = ("transformer/config.json", "vae/config.json")  # guidance embedding, scaling and shift
+_CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json")
+# What a directory's denoising network is, by its class, and for a U-Net with text by its channels in.
+_NETWORKS = {"FluxTransformer2DModel": "flux", "DiTTransformer2DModel": "class_conditional",
+             "UNet2DModel": "class_conditional"}  # fmt: skip
+_CHANNELS = {4: "joint", 8: "joint", 9: "inpaint"}
 _ADAPTER = ("pytorch_lora_weights.safetensors", "dual_io.safetensors", "latent_stats.json")
 
 
@@ -31,17 +35,36 @@ def weight_files(folder: Path) -> tuple[list[Path], str | None]:
     return (plain, None) if plain else (files, "fp16")
 
 
-def is_flux(directory: str | Path) -> bool:
-    """Whether a diffusers directory holds a transformer that denoises, as FLUX.1 does, and not a U-Net."""
-    return (Path(directory) / "transformer").is_dir()
+def family_of(directory: str | Path) -> str:
+    """The family that a diffusers directory draws as it is, by its denoising network's config: one of FAMILIES.
+
+    A plain Stable Diffusion U-Net (4 channels) is `joint`, which widens it. Raises ValueError for any other network.
+    """
+    base = Path(directory)
+    configs = [base / part / "config.json" for part in ("transformer", "unet")]
+    config = next((path for path in configs if path.is_file()), None)
+    if config is None:
+        raise ValueError(
+            f"weights must be a diffusers directory with unet/config.json or transformer/config.json, got {base}; "
+            "save the pipeline there with save_pretrained."
+        )
+    found = json.loads(config.read_text())
+    name, channels = found.get("_class_name"), found.get("in_channels")
+    family = _CHANNELS.get(channels) if name == "UNet2DConditionModel" else _NETWORKS.get(name)
+    if family is None:
+        raise ValueError(
+            f"weights must hold a FLUX.1 or DiT transformer or a U-Net of 4, 8 or 9 channels, got {name} with "
+            f"{channels} in {config}; name a base of one of {', '.join(FAMILIES)}."
+        )
+    return family
 
 
 def generator_digest(directory: str | Path, adapter: str | Path | None = None) -> str:
     """SHA-256 (64 hex digits) over the files that decide what a generator draws, adapter (a directory or one file)
     included, by name and content."""
     base = Path(directory)
-    parts, deciding = (FLUX_PARTS, _DECIDING + _FLUX_DECIDING) if is_flux(base) else (WEIGHTED_PARTS, _DECIDING)
-    files = [file for part in parts for file in weight_files(base / part)[0]]
+    deciding = _DECIDING if family_of(base) == "joint" else _DECIDING + _CONFIGS
+    files = [file for part in WEIGHTED_PARTS if (base / part).is_dir() for file in weight_files(base / part)[0]]
     files += [base / name for name in deciding] + sorted(base.glob("mask_head/*.safetensors"))
     total = hashlib.sha256(_listed(base, files))
     if adapter is not None:
@@ -55,7 +78,7 @@ def text_encoder_digest(directory: str | Path) -> str:
     """SHA-256 over what decides how a generator's directory reads a prompt: text encoders and tokenizers."""
     base = Path(directory)
     files: list[Path] = []
-    for number in ("", "_2") if is_flux(base) else ("",):
+    for number in ("", "_2") if (base / "text_encoder_2").is_dir() else ("",):
         files += weight_files(base / f"text_encoder{number}")[0] + [base / f"text_encoder{number}/config.json"]
         files += sorted((base / f"tokenizer{number}").iterdir())
     return hashlib.sha256(_listed(base, files)).hexdigest()

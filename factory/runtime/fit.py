@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from factory import records, taxonomy
-from factory.models.weights import generator_digest, is_flux, tree_digest
+from factory.models.weights import generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
 from factory.runtime import cluster, train
@@ -62,7 +62,9 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     others = {"flux"} if name == "lora" and recipe.fit.lora.family != "flux" else None
     found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=others)}
     if name == "lora":
-        _check_base(recipe)
+        from factory.models.families import check_base
+
+        check_base(generator_of(recipe), recipe.fit.lora.family)  # before a cluster is started
     if name in ("lora", "gate"):
         found |= {"base": generator_digest(generator_of(recipe)), "size": recipe.plan.size}
     tables = {"lora": ("corpus", "captions"), "gate": (), "mae": ("corpus",), "distill": ("corpus",)}[name]
@@ -73,17 +75,6 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     if name == "distill":
         found["encoder"] = run.card(weights_name(recipe, "mae")).get("digest")
     return found | {"tables": {table: run.table(table).digest() for table in tables}}
-
-
-def _check_base(recipe: Recipe) -> None:
-    """Refuse a base of another family before a cluster is started."""
-    family, base = recipe.fit.lora.family, generator_of(recipe)
-    if (family == "flux") != is_flux(base):
-        kind = "a FLUX.1 directory" if family == "flux" else "a Stable Diffusion directory or `starter`"
-        raise ValueError(
-            f"synthesize.weights must be {kind} when fit.lora.family is {family}, got {base}; "
-            "set one to match the other."
-        )
 
 
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:

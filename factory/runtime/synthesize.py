@@ -53,7 +53,9 @@ class SynthesizeUnit(UnitStage):
 
         self.plan = Run(run_uri).table("plan")
         gate = GateHandle(run_uri)
-        self.synthesize = self.stage()(weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest)
+        self.synthesize = self.stage()(
+            weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator
+        )  # fmt: skip
 
     def stage(self) -> type[SynthesizeSamples]:
         """The stage it runs; another family's unit overrides this."""

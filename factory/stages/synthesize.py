@@ -26,7 +26,8 @@ Row = dict[str, Any]
 class SynthesizeSamples:
     """Generator and sampler, loaded once; a call carries out one unit.
 
-    weights: a diffusers directory; adapter: a LoRA directory or None; gate: the judge, or None for no judgement.
+    weights: a diffusers directory; adapter: a LoRA directory or None; gate: the judge, or None for no judgement;
+    family: the plan's generator, None for what the weights draw as they are.
     """
 
     def __init__(
@@ -37,16 +38,18 @@ class SynthesizeSamples:
         gate_section: GateSection,
         gate: Gate | None,
         gate_digest: str = "",
+        family: str | None = None,
     ) -> None:
         torch.set_num_threads(section.num_threads)
+        self.family = family
         self.denoiser = self.load_denoiser(weights, adapter)
         self.section, self.gate_section, self.gate, self.gate_digest = section, gate_section, gate, gate_digest
         self._samplers: dict[tuple[int, int], Sampler] = {}
         self._conditions: dict[str, torch.Tensor] = {}
 
     def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
-        """The generator, of the family that its directory holds; a stage of another one overrides this."""
-        return load_denoiser(weights, adapter)
+        """The generator, loaded as the stage's family; a stage of another one overrides this."""
+        return load_denoiser(weights, adapter, self.family)
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""

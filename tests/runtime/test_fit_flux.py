@@ -78,10 +78,10 @@ def test_a_change_of_the_flux_section_is_a_change_of_a_flux_fit_alone(run: Run, 
 def test_a_base_of_another_family_is_refused_before_a_cluster_is_started(run: Run, base: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"synthesize.weights must be a FLUX.1 directory when fit.lora.family is flux, got .*starter; set",
+        match=r"synthesize.weights must hold a base of flux for the family flux, got one of joint in .*starter; set",
     ):
         fit._inputs(run, asked(base, "synthesize.weights=starter"), "lora")
-    with pytest.raises(ValueError, match=r"must be a Stable Diffusion directory or `starter` when .* is joint, got"):
+    with pytest.raises(ValueError, match=r"must hold a base of joint for the family joint, got one of flux in"):
         fit._inputs(run, asked(base, "fit.lora.family=joint"), "lora")
 
 

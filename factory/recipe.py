@@ -158,8 +158,27 @@ class FitSection(Section):
     clip_norm: Positive = 1.0
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 0 keeps no average
     num_workers: Count = 1
+    min_workers: Count | None = None  # the fit goes on with as many, where the cluster shrinks; None: all or none
+    sharding: Literal["replicated", "sharded"] = "replicated"  # sharded: each worker holds a piece (FSDP2)
+    micro_batch: Count | None = None  # rows of a worker at once, their gradients summed; None: all of its own
     checkpoint_every: Count = 100
+    validate_every: Natural = 0  # steps between losses on held-out rows; 0: never
+    patience: Natural = 0  # such losses without a better one, after which the fit stops; 0: it does not stop
+    preview_every: Natural = 0  # steps between grids of samples, drawn beside the fit; 0: none
+    max_memorised: Share | None = None  # share of a grid's samples that may be near copies of training images
     seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _stops_have_a_measure(self) -> FitSection:
+        problems = []
+        if self.patience and not self.validate_every:
+            problems.append("patience needs validate_every, the steps between losses on held-out rows, got 0")
+        if self.max_memorised is not None and not self.preview_every:
+            problems.append("max_memorised needs preview_every, the steps between the grids it is measured on, got 0")
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            problems.append(f"min_workers must be at most num_workers ({self.num_workers}), got {self.min_workers}")
+        _refuse(problems)
+        return self
 
 
 class FluxSection(Section):
@@ -181,6 +200,7 @@ class LoraSection(FitSection):
     rank: Count = 16
     learning_rate: Positive = 3e-4
     caption_dropout: Share = 0.1
+    balance: list[Literal["diagnosis", "source"]] = []  # whose groups are shown equally often, the outermost first
     mask_weight: Annotated[float, Field(ge=0.0)] = 1.0  # lambda_m: the mask latents' share of the loss
     head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
     flux: FluxSection = FluxSection()

@@ -7,6 +7,8 @@ another number of workers and goes on sees the same samples with the same noise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -60,8 +62,18 @@ class Bucketed(Protocol):
         ...
 
 
+@runtime_checkable
+class Balanced(Protocol):
+    """Examples whose groups are shown equally often, if `groups` is not None."""
+
+    groups: Groups | None
+
+
 class Objective(Protocol):
-    """One fit. The model that `build` returns may hold frozen parts: what trains has `requires_grad`."""
+    """One fit. The model that `build` returns may hold frozen parts: what trains has `requires_grad`.
+
+    An objective may also have `held_out`, Examples that it never trains on and that its fit is stopped by.
+    """
 
     @property
     def examples(self) -> Examples: ...
@@ -84,9 +96,12 @@ class Objective(Protocol):
 
 
 def batch_rows(examples: Examples, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Indices of the global batch of a step: the examples' own choice where they have one, else `rows_of_step`."""
+    """Indices of the global batch of a step: the examples' own choice where they have one, balanced over their groups
+    where they have some, else `rows_of_step`."""
     if isinstance(examples, Bucketed):
         return examples.rows_of_step(seed, step, batch_size)
+    if isinstance(examples, Balanced) and examples.groups is not None:
+        return examples.groups.rows_of_step(seed, step, batch_size)
     return rows_of_step(seed, step, batch_size, len(examples))
 
 
@@ -95,8 +110,46 @@ def rows_of_step(seed: int, step: int, batch_size: int, num_examples: int) -> np
 
     Example: with 10 examples and batches of 4, step 2 holds the last 2 rows of pass 0 and the first 2 of pass 1.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    passes = positions // num_examples
-    wanted = set(passes.tolist())
-    orders = {number: np.random.default_rng([seed, number]).permutation(num_examples) for number in wanted}
-    return np.array([orders[position // num_examples][position % num_examples] for position in positions.tolist()])
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    places = (divmod(position, num_examples) for position in positions)
+    return np.array([_shuffled((seed, number), num_examples)[place] for number, place in places])
+
+
+class Groups:
+    """Rows in groups in groups (diagnoses, and the sources of each), drawn in rounds instead of passes.
+
+    columns: a value per row, (N,) each, the outermost grouping first. In each round every outermost group has one turn,
+    in a shuffled order; at its turn it gives the next row of its own rounds, and a group without groups in it the next
+    row of its own shuffled passes.
+    """
+
+    def __init__(self, *columns: Sequence[str | int]) -> None:
+        self._tree = _grouped([np.asarray(column) for column in columns], np.arange(len(columns[0])))
+
+    def rows_of_step(self, seed: int, step: int, batch_size: int) -> np.ndarray:
+        """Indices of the global batch of a step."""
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        return np.array([_pick(self._tree, (seed,), position) for position in positions])
+
+
+_Tree = list["_Tree"] | np.ndarray  # groups in groups; the innermost are row numbers
+
+
+def _grouped(columns: Sequence[np.ndarray], rows: np.ndarray) -> _Tree:
+    if not columns:
+        return rows
+    own = columns[0][rows]
+    return [_grouped(columns[1:], rows[own == value]) for value in np.unique(own)]
+
+
+def _pick(tree: _Tree, path: tuple[int, ...], turn: int) -> int:
+    """What a group gives at its turn, 0, 1, ...; path names it for its shuffles."""
+    number, place = divmod(turn, len(tree))
+    chosen = int(_shuffled((*path, number), len(tree))[place])
+    return int(tree[chosen]) if isinstance(tree, np.ndarray) else _pick(tree[chosen], (*path, chosen), number)
+
+
+@lru_cache(maxsize=128)
+def _shuffled(seed: tuple[int, ...], count: int) -> np.ndarray:
+    """0 to count - 1 in an order of their own, (count,) int32; kept, because one serves many rows of many steps."""
+    return np.random.default_rng(seed).permutation(count).astype(np.int32)

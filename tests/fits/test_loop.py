@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from factory.fits.loop import CHECKPOINT, Progress, Worker, learning_rate, train
-from factory.fits.objective import RowNoise, rows_of_step
+from factory.fits.objective import Groups, RowNoise, rows_of_step
 from factory.recipe import FitSection
 
 SECTION = FitSection(
@@ -166,7 +166,7 @@ def _train_on(size: int, directory: Path, start: Callable[..., Any]) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 3, 4])  # 3 do not divide the batch of 8
 def test_the_number_of_workers_does_not_change_what_is_learned(tmp_path: Path, size: int) -> None:
     train(FitLine(), SECTION, tmp_path / "one")
     _train_on(size, tmp_path, train)
@@ -201,13 +201,159 @@ def test_the_learning_rate_warms_up_and_a_cosine_ends_near_zero() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_and_says_where(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the loss must stay finite, got (nan|inf) at step 3; lower the"):
+    with pytest.raises(
+        ValueError,
+        match=r"must stay finite, got (nan|inf) at step 3; lower the learning_rate. The last .* of step 0, is good",
+    ):
         train(FitLine(spoil_at=3), SECTION, tmp_path)
 
 
-def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size must divide over the workers, got 8 over 3; choose a multiple of"):
-        train(FitLine(), SECTION, tmp_path, worker=Worker(0, 3))
+def test_a_batch_that_leaves_a_worker_without_a_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size must give each worker a row, got 8 over 9; choose a multiple of"):
+        train(FitLine(), SECTION, tmp_path, worker=Worker(0, 9))
+    with pytest.raises(ValueError, match="must divide over the workers of a sharded fit, got 8 over 3; choose"):
+        train(FitLine(), SECTION, tmp_path, worker=Worker(0, 3, shard=lambda model: model))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path: Path, micro_batch: int) -> None:
+    train(FitLine(), SECTION, tmp_path / "whole")
+    train(FitLine(), SECTION.model_copy(update={"micro_batch": micro_batch}), tmp_path / "parts")
+    for one, many in zip(curve(tmp_path / "whole"), curve(tmp_path / "parts"), strict=True):
+        assert many == pytest.approx(one, abs=1e-5)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
+    train(FitLine(), SECTION, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for changed in ({"learning_rate": 0.1}, {"steps": 30}, {"seed": 1}):
+        with pytest.raises(ValueError, match="go on from a checkpoint of its own recipe and examples, got one of an"):
+            train(FitLine(), SECTION.model_copy(update=changed), tmp_path)
+    with pytest.raises(ValueError, match="own recipe and examples"):
+        train(FitLine(count=21), SECTION, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_only_says_who_computes_may_change_on_the_way(tmp_path: Path) -> None:
+    train(FitLine(), SECTION, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(FitLine(stop_at=13), SECTION, tmp_path / "cut")
+    other = SECTION.model_copy(update={"num_workers": 3, "micro_batch": 5})
+    train(FitLine(), other, tmp_path / "cut")
+    assert [row["step"] for row in curve(tmp_path / "cut")] == [row["step"] for row in curve(tmp_path / "whole")]
+    for one, many in zip(curve(tmp_path / "whole"), curve(tmp_path / "cut"), strict=True):
+        assert many == pytest.approx(one, abs=1e-5)
+
+
+class FitTooFew(FitLine):
+    """Six noisy rows, which four weights learn by heart, and held-out rows that show it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(count=6, **options)
+        rng = np.random.default_rng(1)
+        self.held_out = Line(9)
+        for rows in (self.examples, self.held_out):
+            rows.y = rows.y + torch.from_numpy(rng.normal(size=(len(rows), 1))).float()
+
+    def build(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return nn.Sequential(nn.Linear(3, 64), nn.Tanh(), nn.Linear(64, 1))
+
+
+STOPPING = SECTION.model_copy(
+    update={"steps": 400, "validate_every": 10, "patience": 4, "ema_decay": 0.0, "learning_rate": 0.01}
+)
+
+
+def test_a_fit_stops_when_held_out_rows_say_so_and_ends_with_its_best_values(tmp_path: Path) -> None:
+    model = train(FitTooFew(), STOPPING, tmp_path)
+    losses = {row["step"]: row["validation_loss"] for row in curve(tmp_path) if "validation_loss" in row}
+    best = min(losses, key=lambda step: losses[step])
+    assert max(losses) == best + 40 < 400
+    objective = FitTooFew()
+    batch = objective.held_out.batch(np.arange(9))
+    with torch.no_grad():  # the noise on the inputs is 0.01
+        again = float(objective.loss(model, batch, RowNoise(0, 0, np.arange(9)))["loss"])
+    assert again == pytest.approx(losses[best], rel=0.05)
+    assert again < losses[max(losses)]
+
+
+def test_a_fit_that_was_stopped_before_it_stopped_itself_stops_at_the_same_step(tmp_path: Path) -> None:
+    whole = train(FitTooFew(), STOPPING, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(FitTooFew(stop_at=15), STOPPING, tmp_path / "cut")
+    resumed = train(FitTooFew(), STOPPING, tmp_path / "cut")
+    assert values(resumed) == values(whole)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    again = FitTooFew()
+    assert values(train(again, STOPPING, tmp_path / "cut")) == values(whole)
+    assert again.calls == 0
+
+
+def test_held_out_losses_do_not_depend_on_the_number_of_workers() -> None:
+    from factory.fits.loop import _LossModule
+    from factory.fits.validation import HeldOut
+
+    objective = FitTooFew()
+    module = _LossModule(objective, objective.build())
+    alone = HeldOut(objective.held_out, 5, 2, 0, 1).sums(module, torch.device("cpu"))
+    shared = [HeldOut(objective.held_out, 5, 2, rank, 3).sums(module, torch.device("cpu")) for rank in range(3)]
+    assert alone["rows"] == 9 == sum(part["rows"] for part in shared)
+    assert alone["loss"] == pytest.approx(sum(part["loss"] for part in shared), rel=1e-6)
+
+
+def test_a_fit_that_is_to_be_held_to_rows_that_are_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="validate_every must have held-out rows, got none; raise corpus.val_share"):
+        train(FitLine(), STOPPING, tmp_path)
+
+
+class Grids:
+    """A preview that notes what it is given; from `from_step` on, half of a grid is memorised."""
+
+    def __init__(self, from_step: int = 10**6) -> None:
+        self.from_step, self.steps, self.weights = from_step, [], []  # type: ignore[var-annotated]
+
+    def start(self, step: int, weights: Path) -> None:
+        self.steps.append(step)
+        self.weights.append(torch.load(weights / "model.pt"))
+
+    def result(self) -> dict[str, float]:
+        return {"memorised": 0.5 if self.steps[-1] >= self.from_step else 0.0}
+
+
+def test_grids_are_drawn_from_the_average_and_change_nothing(tmp_path: Path) -> None:
+    section, grids = SECTION.model_copy(update={"preview_every": 6}), Grids()
+    drawn = train(FitLine(), section, tmp_path / "drawn", preview=grids)
+    plain = train(FitLine(), SECTION, tmp_path / "plain")
+    assert values(drawn) == values(plain)
+    assert grids.steps == [6, 12, 18, 24]
+    last = torch.cat([value.flatten() for value in grids.weights[-1].values() if value.ndim])
+    assert last.tolist() == values(drawn)  # the averaged weights of the last step, which are the fit's own
+    # A grid is settled when the next one is due.
+    assert {row["step"] for row in curve(tmp_path / "drawn") if "memorised" in row} == {12, 18, 24}
+
+
+def test_a_fit_whose_samples_are_learned_by_heart_stops(tmp_path: Path) -> None:
+    section = SECTION.model_copy(update={"preview_every": 3, "max_memorised": 0.2})
+    train(FitLine(), section, tmp_path, preview=Grids(from_step=9))
+    assert curve(tmp_path)[-1]["step"] == 12
+    assert curve(tmp_path)[-1]["memorised"] == 0.5
+
+
+def test_groups_are_shown_equally_often_and_every_row_of_one_before_any_twice() -> None:
+    diagnoses, sources = list("aaaaaaaabb"), list("xxxxxxyyxy")
+    groups = Groups(diagnoses, sources)
+    shown = np.concatenate([groups.rows_of_step(3, step, 5) for step in range(24)])  # 120 rows: 60 rounds over a and b
+    assert len(shown) == 120
+    count = lambda wanted: sum(diagnoses[row] + sources[row] == wanted for row in shown)  # noqa: E731
+    assert [count(name) for name in ("ax", "ay", "bx", "by")] == [30, 30, 30, 30]
+    of_ax = [int(row) for row in shown if row < 6]
+    assert all(sorted(of_ax[start : start + 6]) == list(range(6)) for start in range(0, 30, 6))
+    assert of_ax[:6] != of_ax[6:12]
+    again = np.concatenate([Groups(diagnoses, sources).rows_of_step(3, step, 20) for step in range(6)])
+    assert again.tolist() == shown.tolist()  # a function of the position alone, whatever the batch
+    assert Groups(diagnoses, sources).rows_of_step(4, 0, 20).tolist() != again[:20].tolist()
 
 
 def test_a_fit_with_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:

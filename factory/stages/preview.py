@@ -1,0 +1,80 @@
+"""Grids of samples drawn while a fit goes on, and how many of their samples the generator has by heart.
+
+A grid holds the same prompts and seeds at every step, so that two grids differ by what was learned between them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory import records
+from factory.images import read_png, resized
+from factory.lab.lineage import thumbnails
+from factory.models.families import BASES
+from factory.models.weights import family_of
+from factory.quality.duplicates import near_copies, near_copy_threshold
+from factory.recipe import Recipe
+from factory.release.sheet import contact_sheet
+from factory.stages.plan import sample_rows
+from factory.stages.synthesize import SynthesizeSamples
+
+PER_DIAGNOSIS = 4
+MAX_TRAINING, MAX_FOR_THRESHOLD = 20_000, 2_000
+_SIDE = 64  # px at which copies are looked for
+
+
+class DrawPreview:
+    """Draws grids of a recipe's diagnoses from weights that a fit hands over.
+
+    base: the generator that is fitted; family: what it is fitted as; training: encoded images that the fit learns
+    from, groups: their group ids. Only the first MAX_TRAINING are compared with.
+    """
+
+    def __init__(
+        self, base: Path, family: str, recipe: Recipe, training: Sequence[bytes], groups: Sequence[str]
+    ) -> None:
+        self.base, self.family, self.recipe = base, family, recipe
+        small = [resized(read_png(data), _SIDE, _SIDE) for data in training[:MAX_TRAINING]]
+        self.training = thumbnails(np.asarray(small, np.uint8))
+        first = slice(0, MAX_FOR_THRESHOLD)
+        self.threshold = near_copy_threshold(self.training[first], np.asarray(groups[:MAX_TRAINING])[first])
+        self.rows = [
+            row for diagnosis in recipe.plan.diagnoses
+            for row in sample_rows(
+                count=PER_DIAGNOSIS, diagnosis=diagnosis, skin_type=None, asymmetry=None, border=None, colors=None,
+                section=recipe.plan, seed=0,
+            )
+        ]  # fmt: skip
+
+    def __call__(self, step: int, weights: Path) -> tuple[bytes, dict[str, float]]:
+        """A contact sheet (PNG) of the fit at this step, and `memorised`: the share of its samples that are nearer to
+        a training image than all but 0.1 % of training images are to one of another group."""
+        section = self.recipe.synthesize.model_copy(
+            update={"keep_rejected": "image", "slots": min(len(self.rows), self.recipe.synthesize.slots)}
+        )
+        generator, adapter = (weights, None) if is_generator(weights, self.family) else (self.base, weights)
+        made = SynthesizeSamples(generator, adapter, section, self.recipe.gate, None, family=self.family)(self.rows)
+        drawn = [row for row in made if row["outcome"] == records.ACCEPTED]
+        sheet = io.BytesIO()
+        contact_sheet(made, title=f"step {step}: {', '.join(self.recipe.plan.diagnoses)}").save(sheet, "PNG")
+        return sheet.getvalue(), {
+            "memorised": self._memorised(drawn),
+            "not_finite": (len(made) - len(drawn)) / len(made),
+        }
+
+    def _memorised(self, drawn: Sequence[dict[str, Any]]) -> float:
+        if not drawn:
+            return 0.0
+        small = [resized(read_png(row["image"]["bytes"]), _SIDE, _SIDE) for row in drawn]
+        return float(near_copies(thumbnails(np.asarray(small, np.uint8)), self.training, self.threshold).mean())
+
+
+def is_generator(weights: Path, family: str) -> bool:
+    """Whether fitted weights are a whole generator, not an adapter over one."""
+    whole = any((weights / part / "config.json").is_file() for part in ("unet", "transformer"))
+    return whole and family_of(weights) in BASES[family]

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,22 +15,14 @@ from numpy.typing import NDArray
 from factory import records
 from factory.lab.intervals import proportion
 from factory.lab.learners import pictures
-from factory.quality.duplicates import dhash, near_copy_threshold, nearest
+from factory.quality.duplicates import dhash, near_copy_threshold, nearest, thumbnails
 from factory.storage import Store
 
 NEAR_COPIES, LICENCES = "lab/near_copies.json", "lab/licences.json"
 TOP = 100  # pairs listed for a person to look at
-_SIDE = 16
 
 Images = NDArray[np.uint8]
 Floats = NDArray[Any]
-
-
-def thumbnails(images: Images) -> Floats:
-    """Images (N, S, S, 3) as 16 x 16 thumbnails less their mean, (N, 768): cosine is then normalised correlation."""
-    small = [cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).reshape(-1) for image in images]
-    flat = np.array(small, dtype=np.float32).reshape(len(images), -1)
-    return np.asarray(flat - flat.mean(axis=1, keepdims=True))
 
 
 def hashes(images: Images) -> Floats:

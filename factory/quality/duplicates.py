@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[Any]
 _BLOCK = 2048
+_SIDE = 16
 
 
 class Nearest(NamedTuple):
@@ -28,6 +29,13 @@ def dhash(rgb: NDArray[np.uint8]) -> int:
     cells = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
     bits = (cells[:, :-1] > cells[:, 1:]).ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def thumbnails(images: NDArray[np.uint8]) -> Floats:
+    """Images (N, S, S, 3) as 16 x 16 thumbnails less their mean, (N, 768): cosine is then normalised correlation."""
+    small = [cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).reshape(-1) for image in images]
+    flat = np.array(small, dtype=np.float32).reshape(len(images), -1)
+    return np.asarray(flat - flat.mean(axis=1, keepdims=True))
 
 
 def hamming(a: int, b: int) -> int:

@@ -30,11 +30,13 @@ TABLES = ("corpus", "captions", "plan", "samples")
 
 @dataclass(frozen=True)
 class Fit:
-    """A folder of weights in a run: its card as written and its logged metrics, one mapping per line."""
+    """A folder of weights in a run: its card as written, its logged metrics, one mapping per line, and the last grid of
+    samples that was drawn while it was fitted (its step, PNG), if any was."""
 
     name: str
     card: dict[str, Any]
     metrics: list[dict[str, Any]]
+    grid: tuple[int, bytes] | None = None
 
     @property
     def digest(self) -> str:
@@ -92,7 +94,19 @@ def fits_of(run: Run | Store | str | Path) -> list[Fit]:
     store = as_store(run)
     paths = set(store.list("weights"))
     names = sorted({path.split("/")[1] for path in paths if path.endswith("/card.json") and path.count("/") == 2})
-    return [Fit(name, read_json(store, f"weights/{name}/card.json"), _metrics(store, name, paths)) for name in names]
+    return [
+        Fit(
+            name, read_json(store, f"weights/{name}/card.json"), _metrics(store, name, paths), _grid(store, name, paths)
+        )
+        for name in names
+    ]
+
+
+def _grid(store: Store, name: str, paths: set[str]) -> tuple[int, bytes] | None:
+    drawn = sorted(path for path in paths if path.startswith(f"weights/{name}/previews/step-"))
+    if not drawn:
+        return None
+    return int(drawn[-1].rsplit("-", 1)[1].removesuffix(".png")), store.read(drawn[-1])
 
 
 def _metrics(store: Store, name: str, paths: set[str]) -> list[dict[str, Any]]:

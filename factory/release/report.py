@@ -16,12 +16,13 @@ import jinja2
 import pyarrow as pa
 
 from factory import taxonomy
+from factory.images import read_png
 from factory.records import ACCEPTED, REJECTED
 from factory.release import charts, counts, measured
 from factory.release.collect import COMMANDS, ReportInputs, collect
 from factory.release.corpus import facts, view
 from factory.release.glossary import TERMS
-from factory.release.pictures import Picture, image_bytes, picture, words
+from factory.release.pictures import Picture, data_uri, image_bytes, picture, words
 from factory.release.provenance import Fit, as_store
 from factory.run import Run
 from factory.storage import Store
@@ -208,6 +209,7 @@ def _fit(fit: Fit) -> dict[str, Any]:
         "card": [(words(k), _value(v)) for k, v in fit.card.items() if isinstance(v, (int, float, str)) and v != ""],
         "curve": charts.loss_curve(steps, losses, f"loss of {fit.name} over steps"),
         "last": losses[-1] if losses else None,
+        "grid": None if fit.grid is None else {"step": fit.grid[0], "uri": data_uri(read_png(fit.grid[1]), 1100)},
     }
 
 

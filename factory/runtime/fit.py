@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory import records, taxonomy
+from factory.fits.checkpoint import FREE
 from factory.models.weights import generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
 from factory.runtime import cluster, train
+from factory.runtime.preview import PreviewActor
 from factory.runtime.weights import STARTER_LICENCE, generator_of
+
+if TYPE_CHECKING:
+    from factory.stages.preview import DrawPreview
 
 FITS = ("lora", "gate", "mae", "distill")
 
@@ -38,7 +44,12 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     digest = records.digest(json.dumps(inputs, sort_keys=True))[:8]
     directory = run.local_dir("fit") / "fits" / f"{target}-{digest}"
     with cluster.connect() as resources:
-        weights = train.fit(build, section, directory, use_gpu=resources.gpus > 0)
+        use_gpu = resources.gpus > 0
+        preview = _preview(run.uri, recipe, name, directory, resources.gpus - section.num_workers if use_gpu else None)
+        weights = train.fit(build, section, directory, use_gpu=use_gpu, build_preview=preview)
+    for grid in sorted((directory / "previews").glob("step-*.png")):
+        (weights / "previews").mkdir(exist_ok=True)
+        shutil.copy(grid, weights / "previews" / grid.name)
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     (weights / "metrics.jsonl").write_text((directory / "metrics.jsonl").read_text())
     _complete_card(run, recipe, name, weights, inputs)
@@ -46,6 +57,32 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     first, last = metrics[0], metrics[-1]
     curve = f"loss {first['loss']:.4f} -> {last['loss']:.4f}"
     echo(f"fit {name:<8}{last['step']} steps  {curve}  {median(row['step_s'] for row in metrics):.2f} s a step")
+
+
+def _preview(
+    uri: str, recipe: Recipe, name: str, directory: Path, spare_gpus: int | None
+) -> Callable[[], PreviewActor] | None:
+    """What draws grids beside a fit, for those that ask for some: only generators draw. spare_gpus: those that the
+    workers leave, None on a cluster without any."""
+    if not getattr(recipe.fit, name).preview_every:
+        return None
+    if name != "lora":
+        raise ValueError(f"fit.{name}.preview_every must be 0, got more: only `lora` draws; leave it out.")
+    if spare_gpus is not None and spare_gpus < 1:
+        raise ValueError(
+            "fit.lora.preview_every must have a GPU beside those of the workers, got none; lower num_workers or set "
+            "it to 0."
+        )
+    return partial(PreviewActor, directory, partial(_drawing, uri, recipe), use_gpu=spare_gpus is not None)
+
+
+def _drawing(uri: str, recipe: Recipe) -> DrawPreview:
+    """What the grids of a fit are drawn and compared with, on their actor."""
+    from factory.stages.preview import MAX_TRAINING, DrawPreview
+
+    rows = _training_rows(Run(uri).table("corpus").read(), masks=False)[:MAX_TRAINING]
+    images, groups = [row["image"]["bytes"] for row in rows], [row["group_id"] or row["record_id"] for row in rows]
+    return DrawPreview(generator_of(recipe), recipe.fit.lora.family, recipe, images, groups)
 
 
 def weights_name(recipe: Recipe, name: str) -> str:
@@ -59,8 +96,8 @@ def weights_name(recipe: Recipe, name: str) -> str:
 
 def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     """What a fit's weights depend on."""
-    others = {"flux"} if name == "lora" and recipe.fit.lora.family != "flux" else None
-    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=others)}
+    free = FREE | ({"flux"} if name == "lora" and recipe.fit.lora.family != "flux" else set())
+    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=free)}
     if name == "lora":
         from factory.models.families import check_base
 
@@ -106,11 +143,7 @@ def _captioned_pairs(corpus: Any, run: Run, masks: bool = True) -> tuple[list[by
         for row in run.table("captions").read(["record_id", "caption", "outcome"]).to_pylist()
         if row["outcome"] == records.ACCEPTED
     }
-    rows = [
-        row for row in corpus.select(["record_id", "image", "mask", "split", "outcome"]).to_pylist()
-        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
-        and row["image"] and (row["mask"] or not masks) and row["record_id"] in captions
-    ]  # fmt: skip
+    rows = [row for row in _training_rows(corpus, masks) if row["record_id"] in captions]
     if not rows:
         raise ValueError(
             f"fit lora must have training images with {'masks and ' if masks else ''}captions, got none; "
@@ -121,6 +154,15 @@ def _captioned_pairs(corpus: Any, run: Run, masks: bool = True) -> tuple[list[by
         [r["mask"]["bytes"] for r in rows] if masks else [],
         [captions[r["record_id"]] for r in rows],
     )
+
+
+def _training_rows(corpus: Any, masks: bool) -> list[dict[str, Any]]:
+    """The accepted rows of the training split with an image, and with masks=True with a mask."""
+    return [
+        row for row in corpus.select(["record_id", "group_id", "image", "mask", "split", "outcome"]).to_pylist()
+        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
+        and row["image"] and (row["mask"] or not masks)
+    ]  # fmt: skip
 
 
 def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from factory.stages.preview import DrawPreview
+if TYPE_CHECKING:
+    from factory.stages.preview import DrawPreview
 
 
 class PreviewActor:

@@ -5,21 +5,21 @@ A grid holds the same prompts and seeds at every step, so that two grids differ 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.io import encode_png
+from torchvision.utils import draw_segmentation_masks, make_grid
 
 from factory import records
-from factory.images import read_png, resized
-from factory.lab.lineage import thumbnails
+from factory.images import read_mask, read_png, resized
 from factory.models.families import BASES
 from factory.models.weights import family_of
-from factory.quality.duplicates import near_copies, near_copy_threshold
+from factory.quality.duplicates import near_copies, near_copy_threshold, thumbnails
 from factory.recipe import Recipe
-from factory.release.sheet import contact_sheet
 from factory.stages.plan import sample_rows
 from factory.stages.synthesize import SynthesizeSamples
 
@@ -52,20 +52,16 @@ class DrawPreview:
         ]  # fmt: skip
 
     def __call__(self, step: int, weights: Path) -> tuple[bytes, dict[str, float]]:
-        """A contact sheet (PNG) of the fit at this step, and `memorised`: the share of its samples that are nearer to
-        a training image than all but 0.1 % of training images are to one of another group."""
+        """A grid (PNG) of the fit at this step, a line per diagnosis, and `memorised`: the share of its samples that
+        are nearer to a training image than all but 0.1 % of training images are to one of another group."""
         section = self.recipe.synthesize.model_copy(
             update={"keep_rejected": "image", "slots": min(len(self.rows), self.recipe.synthesize.slots)}
         )
         generator, adapter = (weights, None) if is_generator(weights, self.family) else (self.base, weights)
         made = SynthesizeSamples(generator, adapter, section, self.recipe.gate, None, family=self.family)(self.rows)
         drawn = [row for row in made if row["outcome"] == records.ACCEPTED]
-        sheet = io.BytesIO()
-        contact_sheet(made, title=f"step {step}: {', '.join(self.recipe.plan.diagnoses)}").save(sheet, "PNG")
-        return sheet.getvalue(), {
-            "memorised": self._memorised(drawn),
-            "not_finite": (len(made) - len(drawn)) / len(made),
-        }
+        found = {"memorised": self._memorised(drawn), "not_finite": 1 - len(drawn) / len(made)}
+        return _grid(made), found
 
     def _memorised(self, drawn: Sequence[dict[str, Any]]) -> float:
         if not drawn:
@@ -78,3 +74,19 @@ def is_generator(weights: Path, family: str) -> bool:
     """Whether fitted weights are a whole generator, not an adapter over one."""
     whole = any((weights / part / "config.json").is_file() for part in ("unet", "transformer"))
     return whole and family_of(weights) in BASES[family]
+
+
+def _grid(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Samples as PNG, PER_DIAGNOSIS to a line; beside each what was masked in it, if it has a mask."""
+    tiles: list[torch.Tensor] = []
+    masked = any(row.get("mask") for row in rows)
+    for row in rows:
+        shape = (row["height"], row["width"])
+        rgb = read_png(row["image"]["bytes"]) if row.get("image") else np.zeros((*shape, 3), np.uint8)
+        image = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+        tiles.append(image)
+        if masked:
+            mask = torch.from_numpy(read_mask(row["mask"]["bytes"]) if row.get("mask") else np.zeros(shape, bool))
+            tiles.append(draw_segmentation_masks(image, mask, alpha=0.45, colors="cyan"))
+    grid = make_grid(tiles, nrow=PER_DIAGNOSIS * (2 if masked else 1), padding=4, pad_value=245)
+    return bytes(encode_png(grid).numpy())

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from factory import images, phantom, records
-from factory.lab.lineage import LICENCES, NEAR_COPIES, nearest_real, parent_licences, thumbnails
+from factory.lab.lineage import LICENCES, NEAR_COPIES, nearest_real, parent_licences
+from factory.quality.duplicates import thumbnails
 from factory.storage import open_store
 
 

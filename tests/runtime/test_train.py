@@ -15,7 +15,8 @@ import torch
 from factory import images, phantom
 from factory.fits.joint import FitLora
 from factory.fits.loop import train
-from factory.recipe import LoraSection
+from factory.recipe import LoraSection, Recipe
+from factory.stages.preview import DrawPreview
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -83,20 +84,53 @@ def test_its_curve_is_that_of_a_fit_without_ray_and_without_a_fall(
         assert json.loads(theirs)["loss"] == pytest.approx(json.loads(ours)["loss"], abs=1e-4)
 
 
-def test_two_workers_that_share_the_batch_have_the_curve_of_one(tiny_weights: Any, tmp_path: Path) -> None:
-    from factory.runtime import train as on_ray
+def drawing(weights: Path) -> DrawPreview:
+    drawn = [phantom.draw(7, index, 32) for index in range(6)]
+    recipe = Recipe.model_validate(
+        {"plan": {"size": 32, "num_inference_steps": 2, "diagnoses": ["nevus", "melanoma"]}}, strict=False
+    )
+    images_of = [images.encode_png(one.image) for one in drawn]
+    return DrawPreview(weights, "joint", recipe, images_of, [str(number) for number in range(6)])
 
-    shared = SECTION.model_copy(update={"num_workers": 2})
-    on_ray.fit(partial(build, tiny_weights.generator, shared), shared, tmp_path / "two")
-    train(build(tiny_weights.generator, SECTION), SECTION, tmp_path / "one")
+
+@pytest.fixture(scope="module")
+def on_two(tiny_weights: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a fit on two workers, with grids."""
+    from ray import cloudpickle
+
+    from factory.runtime import train as on_ray
+    from factory.runtime.preview import PreviewActor
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    folder = tmp_path_factory.mktemp("two")
+    section = SECTION.model_copy(update={"num_workers": 2, "preview_every": 3})
+    preview = partial(PreviewActor, folder, partial(drawing, tiny_weights.generator))
+    on_ray.fit(partial(build, tiny_weights.generator, section), section, folder, build_preview=preview)
+    return folder
+
+
+def test_two_workers_that_share_the_batch_have_the_curve_of_one(
+    on_two: Path, tiny_weights: Any, tmp_path: Path
+) -> None:
+    train(build(tiny_weights.generator, SECTION), SECTION, tmp_path)
     curves = [
-        [json.loads(row) for row in (tmp_path / name).read_text().splitlines()]
-        for name in ("two/metrics.jsonl", "one/metrics.jsonl")
+        [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (on_two, tmp_path)
     ]
     for theirs, ours in zip(*curves, strict=True):
         assert theirs["step"] == ours["step"]
         assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-2)
+
+
+def test_grids_are_drawn_beside_the_fit_by_an_actor_of_their_own(on_two: Path) -> None:
+    grids = [images.read_png((on_two / f"previews/step-{step:06}.png").read_bytes()) for step in (3, 6)]
+    # Two lines of four samples, each beside itself with its mask, 32 px and a border of 4.
+    assert grids[0].shape == grids[1].shape == (2 * 36 + 4, 8 * 36 + 4, 3)
+    assert (grids[0] != grids[1]).any()
+    rows = [json.loads(row) for row in (on_two / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "memorised" in row] == [6]  # the grid of step 3 is settled at the next
+    assert not list((on_two / "previews").glob("weights-*"))
 
 
 def test_a_fit_that_is_done_is_not_run_again(fitted: Path, tiny_weights: Any) -> None:

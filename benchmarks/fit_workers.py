@@ -3,7 +3,8 @@
     python benchmarks/fit_workers.py
 
 A LoRA of the starter on 64 phantoms, 40 steps of a global batch of 8, on Ray Train: once on one worker, once on two
-(gloo), and once begun on two, which fall at step 14 for good, and gone on with on one from their last checkpoint. Writes results/fit_workers.json.
+(gloo), and once begun on two, which fall at step 14 for good, and gone on with on one from their last checkpoint.
+Writes results/fit_workers.json.
 """
 
 from __future__ import annotations

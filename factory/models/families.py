@@ -31,9 +31,9 @@ def load_denoiser(directory: str | Path, adapter: str | Path | None = None, fami
         from factory.models.flux import FluxDenoiser
 
         return FluxDenoiser.load(directory, adapter)
-    from factory.models.joint import JointDenoiser
+    from factory.models.joint_arms import load_joint
 
-    return JointDenoiser.load(directory, adapter)
+    return load_joint(directory, adapter)
 
 
 def vae_digest_of(directory: str | Path, adapter: str | Path | None = None, family: str | None = None) -> str:

@@ -7,6 +7,7 @@ rank, so a loader that ignores metadata scales it right all the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -25,18 +26,20 @@ IO = ("conv_in", "conv_out")  # trained whole
 _NAME = "default"
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
-    """Freeze the U-Net in place, then add what is trained: LoRA of this rank, and `conv_in` and `conv_out` whole."""
+def add_lora(unet: UNet2DConditionModel, rank: int, whole: Sequence[str] = IO) -> UNet2DConditionModel:
+    """Freeze the U-Net in place, then add what is trained: LoRA of this rank, and whole layers by name, for a joint
+    U-Net `conv_in` and `conv_out`, for a plain one none."""
     unet.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
     unet.add_adapter(config, adapter_name=_NAME)
-    for name in IO:
+    for name in whole:
         unet.get_submodule(name).requires_grad_(True)
     return unet
 
 
-def save_lora(directory: str | Path, unet: UNet2DConditionModel) -> None:
-    """Write the adapter that `add_lora` made. The same weights always give the same bytes.
+def save_lora(directory: str | Path, unet: UNet2DConditionModel, whole: bool = True) -> None:
+    """Write the adapter that `add_lora` made, and if its convolutions trained `whole` those too. The same weights
+    always give the same bytes.
 
     Keys stay PEFT's own: `convert_state_dict_to_diffusers` renames the attention layers only, and of such a mixture
     `load_lora_weights` drops the attention layers with no more than a warning.
@@ -51,7 +54,8 @@ def save_lora(directory: str | Path, unet: UNet2DConditionModel) -> None:
         unet_lora_adapter_metadata=metadata,
     )
     canonical_metadata(folder / ADAPTER_FILE)
-    save_file(dual_io(unet), folder / DUAL_IO_FILE)
+    if whole:
+        save_file(dual_io(unet), folder / DUAL_IO_FILE)
 
 
 def dual_io(unet: UNet2DConditionModel) -> dict[str, Tensor]:

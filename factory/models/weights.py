@@ -11,13 +11,16 @@ from pathlib import Path
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
-_DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json")
+CASCADE_FILE = "cascade.json"  # of a joint generator that draws the mask after the image
+_DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json", CASCADE_FILE)
 _CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json")
 # What a directory's denoising network is, by its class, and for a U-Net with text by its channels in.
 _NETWORKS = {"FluxTransformer2DModel": "flux", "DiTTransformer2DModel": "class_conditional",
              "UNet2DModel": "class_conditional"}  # fmt: skip
 _CHANNELS = {4: "joint", 8: "joint", 9: "inpaint"}
-_ADAPTER = ("pytorch_lora_weights.safetensors", "dual_io.safetensors", "latent_stats.json")
+_ADAPTER = (
+    "pytorch_lora_weights.safetensors", "dual_io.safetensors", "latent_stats.json", CASCADE_FILE, "vae/config.json",
+)  # fmt: skip
 
 
 def weight_files(folder: Path) -> tuple[list[Path], str | None]:
@@ -70,6 +73,7 @@ def generator_digest(directory: str | Path, adapter: str | Path | None = None) -
     if adapter is not None:
         over = Path(adapter)
         laid = [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))
+        laid += sorted(over.glob("vae/*.safetensors"))
         total.update(_listed(over.parent, [over]) if over.is_file() else _listed(over, laid))
     return total.hexdigest()
 

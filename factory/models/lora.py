@@ -16,7 +16,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from factory.models.weights import canonical_metadata
+from factory.models.weights import canonical_metadata, refuse_pickled
 
 TARGETS: tuple[str, ...] = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
@@ -71,6 +71,7 @@ def load_adapter(unet: UNet2DConditionModel, directory: str | Path) -> UNet2DCon
     """
     folder = Path(directory)
     if not (folder / ADAPTER_FILE).is_file():
+        refuse_pickled(folder)
         raise ValueError(f"adapter must be a directory with {ADAPTER_FILE}, got {directory}; fit one or name another.")
     if (folder / DUAL_IO_FILE).is_file():
         _load_dual_io(unet, load_file(folder / DUAL_IO_FILE), folder)

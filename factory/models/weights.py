@@ -12,6 +12,7 @@ STARTER = Path(__file__).resolve().parent.parent / "starter"
 FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
 CASCADE_FILE = "cascade.json"  # of a joint generator that draws the mask after the image
+PICKLED: tuple[str, ...] = (".bin", ".pt", ".ckpt", ".pth")  # never read but by `factory convert`
 _DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json", CASCADE_FILE)
 _CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json")
 # What a directory's denoising network is, by its class, and for a U-Net with text by its channels in.
@@ -31,11 +32,23 @@ def weight_files(folder: Path) -> tuple[list[Path], str | None]:
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if ".fp16" not in file.name]
     if not files:
+        refuse_pickled(folder)
         raise ValueError(
             f"{folder} must hold safetensors, got none; save the pipeline with safe_serialization=True or name another "
-            "directory. Pickled weights are not loaded."
+            "directory."
         )
     return (plain, None) if plain else (files, "fp16")
+
+
+def refuse_pickled(path: Path) -> None:
+    """Refuse a pickled file, or a directory that holds one, by the command that converts it."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix in PICKLED and file.is_file():
+            raise ValueError(
+                f"weights must be safetensors, got {file}, which is pickled and could run code; "
+                f"run `factory convert {path} --out DIR` and name DIR instead."
+            )
 
 
 def family_of(directory: str | Path) -> str:
@@ -124,5 +137,6 @@ def tree_files(directory: str | Path, field: str = "weights") -> list[Path]:
     base = Path(directory)
     files = sorted([*base.rglob("*.safetensors"), *base.rglob("config.json")])
     if not files:
+        refuse_pickled(base)
         raise ValueError(f"{field} must be a directory with safetensors, got {directory}; fit them or name another.")
     return files

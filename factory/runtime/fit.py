@@ -17,7 +17,7 @@ from factory import records, taxonomy
 from factory.models.weights import generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
-from factory.runtime import cluster, train
+from factory.runtime import cluster, licences, train
 from factory.runtime.weights import STARTER_LICENCE, generator_of
 
 FITS = ("lora", "gate", "mae", "distill")
@@ -125,19 +125,21 @@ def _captioned_pairs(corpus: Any, run: Run, masks: bool = True) -> tuple[list[by
 
 
 def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:
-    """The card: what the objective wrote, and what only the line knows."""
+    """The card: what the objective wrote, and what only the line knows. `inputs` holds the recipe's section and the
+    digests of the tables that were read, `licence` joins theirs and the base's."""
     path = weights / "card.json"
     card = json.loads(path.read_text()) if path.exists() else {}
     files = sorted(weights.rglob("*.safetensors"))
     card.setdefault("bytes", sum(file.stat().st_size for file in files))
     card.setdefault("params", sum(_num_values(file) for file in files))
     card.setdefault("digest", tree_digest(weights))
-    found = [] if name == "gate" else run.table("corpus").read(["licence"])["licence"].unique().to_pylist()
-    licences = sorted(set(found) - {None})
-    card |= {"objective": name, "inputs": inputs, "licence": " AND ".join(licences) or STARTER_LICENCE}
+    found = {STARTER_LICENCE} if name == "gate" else licences.of_training_rows(run)  # the gate's phantoms are ours
     if name in ("lora", "gate"):
         base = recipe.synthesize.weights
-        card["base"] = {"name": base, "licence": STARTER_LICENCE if base == "starter" else ""}
+        licence = STARTER_LICENCE if base == "starter" else licences.of_base(generator_of(recipe))
+        card["base"] = {"name": base, "licence": licence, "digest": inputs["base"]}
+        found.add(licence)
+    card |= {"objective": name, "inputs": inputs, "licence": licences.joined(found)}
     path.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 

@@ -270,8 +270,8 @@ class FitLora:
         own, lora = self.section.joint, self.section.train_mode == "lora"
         return {
             "mode": self.section.train_mode, "encoding": own.encoding, "pipeline": own.pipeline,
-            "num_images": len(self.examples), "dropped": dict(self.dropped),
-            "rank": self.section.rank if lora else None,
+            "prediction_type": self.denoiser.prediction_type, "num_images": len(self.examples),
+            "dropped": dict(self.dropped), "rank": self.section.rank if lora else None,
         }  # fmt: skip
 
     def load(self, directory: Path) -> nn.Module:

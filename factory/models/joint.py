@@ -35,7 +35,7 @@ from factory.models.denoiser import Prediction, PredictionType, classifier_free_
 from factory.models.joint_loss import joint_loss
 from factory.models.latents import LatentStats, MaskHead, mask_to_vae_input
 from factory.models.loading import checked_directory, load_part, module_digest, tensor_bytes
-from factory.models.lora import fuse, load_adapter
+from factory.models.lora import check_fitted_for, fuse, load_adapter
 from factory.models.starter import (
     LATENT_CHANNELS,
     build_scheduler,
@@ -144,9 +144,10 @@ class JointDenoiser:
         if cls.widens and unet.config.in_channels == LATENT_CHANNELS:
             widen(unet)
         layers = [base] if adapter is None else [Path(adapter), base]
-        if adapter is not None:
-            fuse(load_adapter(unet, adapter))
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
+        if adapter is not None:
+            check_fitted_for(Path(adapter), scheduler.config.prediction_type)
+            fuse(load_adapter(unet, adapter))
         head, stats, vae = (_first(layers, name) for name in ("mask_head", STATS_FILE, "vae"))
         assert vae is not None  # the base has one
         return {

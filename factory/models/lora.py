@@ -7,7 +7,8 @@ rank, so a loader that ignores metadata scales it right all the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -73,13 +74,44 @@ def load_adapter(unet: UNet2DConditionModel, directory: str | Path) -> UNet2DCon
     if not (folder / ADAPTER_FILE).is_file():
         refuse_pickled(folder)
         raise ValueError(f"adapter must be a directory with {ADAPTER_FILE}, got {directory}; fit one or name another.")
-    if (folder / DUAL_IO_FILE).is_file():
-        _load_dual_io(unet, load_file(folder / DUAL_IO_FILE), folder)
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
         folder, weight_name=ADAPTER_FILE, unet_config=unet.config, return_lora_metadata=True, local_files_only=True
     )
+    _check_fits(state, unet, folder / ADAPTER_FILE)
+    if (folder / DUAL_IO_FILE).is_file():
+        _load_dual_io(unet, load_file(folder / DUAL_IO_FILE), folder)
     StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, adapter_name=_NAME, metadata=metadata)
     return unet.eval()
+
+
+def check_fitted_for(adapter: Path, kind: str) -> None:
+    """Refuse an adapter whose card says that it was fitted on a base that predicts something else."""
+    card = adapter / "card.json"
+    fitted = json.loads(card.read_text()).get("prediction_type", kind) if card.is_file() else kind
+    if fitted != kind:
+        raise ValueError(
+            f"adapter must have been fitted on a base that predicts {kind}, got one of {fitted} in {adapter}; "
+            "use the base that it was fitted on."
+        )
+
+
+def _check_fits(state: Mapping[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:
+    """Refuse an adapter that was fitted on another base, by its first tensor; the library says so once a layer."""
+    layers = dict(unet.named_modules())
+    for key, value in sorted(state.items()):
+        name, found, end = key.removeprefix("unet.").partition(".lora_")
+        if not found or end[:2] not in ("A.", "B."):  # another format's names, which the library knows
+            continue
+        side = 1 if end.startswith("A") else 0  # A's columns, B's rows, for a linear layer and a convolution
+        weight = getattr(layers.get(name), "weight", None)
+        if weight is None:
+            rule, got = "a layer of this base", "a layer that it does not have"
+        elif value.shape[side] == weight.shape[side]:
+            continue
+        else:
+            sides = f"(rank, {weight.shape[1]})" if side else f"({weight.shape[0]}, rank)"
+            rule, got = f"of shape {sides}", str(tuple(value.shape))
+        raise ValueError(f"{key} in {file} must be {rule}, got {got}; use the base that the LoRA was fitted on.")
 
 
 def _load_dual_io(unet: UNet2DConditionModel, state: dict[str, Tensor], folder: Path) -> None:

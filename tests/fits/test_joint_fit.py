@@ -158,6 +158,7 @@ def test_what_is_saved_comes_back_and_its_card_says_what_it_is(base: Path, tmp_p
     full = arm.startswith("full")
     assert card == {
         "mode": "full" if full else "lora", "rank": None if full else 4, "num_images": COUNT, "dropped": {},
+        "prediction_type": "v_prediction",
         "encoding": "pixel4" if "pixel4" in arm else "latent8",
         "pipeline": "cascaded" if "cascaded" in arm else "joint",
     }  # fmt: skip

@@ -287,6 +287,18 @@ def verify(run: RunOption) -> None:
 
 
 @app.command()
+def convert(
+    path: Annotated[Path, typer.Argument(help="A pickled file of weights, or a directory with some.", exists=True)],
+    out: Annotated[Path, typer.Option("--out", help="The new directory.")],
+) -> None:
+    """Pickled weights (.bin, .pt, .ckpt, .pth) as safetensors, the only form that is loaded; runs nothing they hold."""
+    from factory.models.convert import convert as run
+
+    for file in run(path, out):
+        typer.echo(f"converted   {file}")
+
+
+@app.command()
 def size(
     cluster: Annotated[Path, typer.Option("--cluster", help="A `ray up` YAML, or a KubeRay RayJob or RayCluster.")],
     recipe: RecipeOption = None,

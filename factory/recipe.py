@@ -193,10 +193,28 @@ class FluxSection(Section):
     gradient_checkpointing: bool = True
 
 
+class JointSection(Section):
+    """What only the joint family asks for (SkinDualGen): its arms, and losses on the decoded image."""
+
+    encoding: Literal["latent8", "pixel4"] = "latent8"  # two sets of latents, or the mask as a pixel channel of the VAE
+    pipeline: Literal["joint", "cascaded"] = "joint"  # image and mask at once, or the mask given the finished image
+    mask_steps: Annotated[int, Field(ge=1, le=1000)] = 20  # cascaded: calls for the mask
+    ssim_weight: Annotated[float, Field(ge=0.0)] = 0.0  # of 1 - SSIM; this and the next each want a VAE decode a step
+    edge_weight: Annotated[float, Field(ge=0.0)] = 0.0  # of the difference of gradients
+
+    @model_validator(mode="after")
+    def _a_cascade_has_mask_latents(self) -> JointSection:
+        if self.encoding == "pixel4" and self.pipeline == "cascaded":
+            _refuse(["pipeline must be joint for the encoding pixel4, whose mask is decoded with the image"])
+        return self
+
+
 class LoraSection(FitSection):
     """LoRA on a generator. alpha equals the rank: a loader that ignores metadata then still scales it right."""
 
     family: Literal["joint", "flux"] = "joint"
+    train_mode: Literal["lora", "full"] = "lora"  # full trains the whole U-Net and writes a whole directory
+    min_snr_gamma: Positive | None = None  # Min-SNR weighting of noise levels (Hang et al. 2023 use 5); null: none
     rank: Count = 16
     learning_rate: Positive = 3e-4
     caption_dropout: Share = 0.1
@@ -204,6 +222,19 @@ class LoraSection(FitSection):
     mask_weight: Annotated[float, Field(ge=0.0)] = 1.0  # lambda_m: the mask latents' share of the loss
     head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
     flux: FluxSection = FluxSection()
+    joint: JointSection = JointSection()
+
+    @model_validator(mode="after")
+    def _flux_is_a_lora_of_a_flow(self) -> LoraSection:
+        problems = []
+        if self.family == "flux" and self.train_mode == "full":
+            problems.append("train_mode must be lora for family flux, got full")
+        if self.family == "flux" and self.min_snr_gamma is not None:
+            problems.append(
+                "min_snr_gamma must be null for family flux, whose noise levels are drawn where they matter"
+            )
+        _refuse(problems)
+        return self
 
 
 class GateFitSection(FitSection):

@@ -42,8 +42,7 @@ def identity(objective: Objective, section: FitSection, trained: dict[str, nn.Pa
     """What a checkpoint must agree in with the fit that goes on from it: 32 hex digits."""
     asked = section.model_dump(mode="json", exclude=FREE)
     shapes = {name: list(value.shape) for name, value in trained.items()}
-    kind = type(objective).__name__
-    return records.digest(kind, len(objective.examples), json.dumps([asked, shapes], sort_keys=True))
+    return records.digest(len(objective.examples), json.dumps([asked, shapes], sort_keys=True))
 
 
 def save(path: Path, state: State, step: int, identity: str, *, writes: bool) -> None:

@@ -22,7 +22,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from factory import records
-from factory.fits.joint import ENCODE_BATCH, TEXT_CACHE
+from factory.fits.joint import ENCODE_BATCH, NON_FINITE_LATENTS, TEXT_CACHE
 from factory.fits.objective import RowNoise, rows_of_step
 from factory.fits.presets import Preset, preset_of
 from factory.images import RGB, read_png, resized
@@ -34,7 +34,7 @@ from factory.models.weights import text_encoder_digest
 from factory.recipe import LoraSection
 from factory.storage import Store
 
-TOO_SMALL, NON_FINITE_LATENTS = "too_small", "non_finite_latents"
+TOO_SMALL = "too_small"  # why a row is left out
 
 
 class ScaledExamples:

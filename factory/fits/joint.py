@@ -6,16 +6,23 @@ once, and captions are read by the same index, so the two can never come apart.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from factory.fits.objective import RowNoise
+from factory.fits.perceptual import DecodedTerms
+from factory.fits.weighting import snr_weights
 from factory.images import read_mask, read_png
 from factory.models.joint import JointDenoiser, joint_loss
+from factory.models.joint_arms import load_joint
 from factory.models.latents import LatentStats
 from factory.models.lora import add_lora, save_lora
 from factory.models.segmenter import dice_bce_loss
@@ -25,6 +32,7 @@ from factory.recipe import LoraSection
 from factory.storage import Store
 
 ENCODE_BATCH = 8
+NON_FINITE_LATENTS = "non_finite_latents"  # why a row is left out
 TEXT_CACHE = "cache/text"  # in a run's store
 
 
@@ -78,7 +86,7 @@ def tokens_of(denoiser: JointDenoiser, prompts: Sequence[str]) -> np.ndarray:
 def encode_pairs(
     denoiser: JointDenoiser, count: int, pair: Callable[[int], tuple[np.ndarray, np.ndarray]], size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled, not yet whitened latents (N, 8, h, w) float16 and masks (N, H, W) bool of `pair(index)`'s images
+    """Scaled, not yet whitened latents (N, C, h, w) float16 and masks (N, H, W) bool of `pair(index)`'s images
     (H, W, 3) uint8 and masks (H, W) bool."""
     latents = np.empty((count, *denoiser.latent_shape(size, size)), np.float16)
     masks = np.empty((count, size, size), bool)
@@ -88,7 +96,7 @@ def encode_pairs(
         stacked = np.stack([mask for _, mask in pairs])
         masks[start : start + len(pairs)] = stacked
         scaled = denoiser.scaled_latents(images, torch.from_numpy(stacked[:, None]).float())
-        latents[start : start + len(pairs)] = scaled.numpy()
+        latents[start : start + len(pairs)] = scaled.half().cpu().numpy()
     return latents, masks
 
 
@@ -164,9 +172,10 @@ class FitMaskHead:
 
 
 class FitLora:
-    """Objective: LoRA and both new convolutions on a frozen base.
+    """Objective: LoRA and both new convolutions on a frozen base, or with `train_mode: full` the whole U-Net.
 
-    images and masks are encoded PNG bytes, prompts their captions; images that are not `size` px square are scaled.
+    images and masks are encoded PNG bytes, prompts their captions; images that are not `size` px square are scaled. A
+    pair whose latents are not finite is left out, and `dropped` counts it.
     cache: where the captions' embeddings are kept for the next fit or the next worker; None keeps them nowhere.
     """
 
@@ -174,55 +183,111 @@ class FitLora:
         self, weights: Path, images: Sequence[bytes], masks: Sequence[bytes], prompts: Sequence[str],
         section: LoraSection, size: int, cache: Store | None = None,
     ) -> None:  # fmt: skip
-        self.weights, self.section = weights, section
-        self.denoiser = JointDenoiser.load(weights)
+        self.weights, self.section, self.size = weights, section, size
+        self.denoiser = self._denoiser(images, masks)
         latents, found = encode_pairs(
-            self.denoiser, len(images), lambda index: _square(images[index], masks[index], size), size
+            self.denoiser, len(images), lambda index: square_pair(images[index], masks[index], size), size
         )
-        self._fit_stats(latents)
-        whitened = self.denoiser.stats.whiten(torch.from_numpy(latents).float()).half().numpy()
+        kept, self.dropped = finite_rows(latents)
         self.texts = TextEmbeddings(cache, TEXT_CACHE, self.denoiser.condition, text_encoder_digest(weights))
-        self.examples = EmbeddedExamples(whitened, found, *self.texts.of(prompts))
+        whitened = self._whitened(latents[kept])
+        self.examples = EmbeddedExamples(whitened, found[kept], *self.texts.of([prompts[row] for row in kept]))
+        own = section.joint
+        self._decoded = (
+            DecodedTerms(self.denoiser, own.ssim_weight, own.edge_weight)
+            if own.ssim_weight or own.edge_weight
+            else None
+        )
 
-    def _fit_stats(self, scaled: np.ndarray) -> None:
-        """A plain base has no mask statistics: they come from the corpus. A joint one keeps those it was fitted on."""
+    def _denoiser(self, images: Sequence[bytes], masks: Sequence[bytes]) -> JointDenoiser:
+        return JointDenoiser.load(self.weights)
+
+    def _whitened(self, scaled: np.ndarray) -> np.ndarray:
+        """Scaled latents (N, 8, h, w) of unit variance. A plain base has no mask statistics: they come from the corpus.
+        A joint one keeps those it was fitted on."""
         if self.denoiser.stats == LatentStats() and len(scaled):
             self.denoiser.stats = LatentStats.measure(torch.from_numpy(scaled).float(), whiten_image=False)
+        return self.denoiser.stats.whiten(torch.from_numpy(scaled).float()).half().numpy()
 
     def build(self) -> nn.Module:
         torch.manual_seed(self.section.seed)
-        for module in (self.denoiser.text_encoder, self.denoiser.mask_head):
+        for module in (self.denoiser.text_encoder, self.denoiser.vae, self.denoiser.mask_head):
             if module is not None:
                 module.requires_grad_(False)
         self._empty = self.denoiser.condition([""])
-        return add_lora(self.denoiser.unet, self.section.rank).train()
+        if self.section.train_mode == "full":
+            return self.denoiser.unet.requires_grad_(True).train()
+        return self._adapted(self.denoiser.unet).train()
+
+    def _adapted(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        return add_lora(unet, self.section.rank)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
-        latents = batch["latents"]
-        condition = batch["condition"]
-        dropped = noise.uniform(1, 1) < self.section.caption_dropout
+        head, drawn = self.denoiser.mask_head, self._drawn(batch, noise)
         return joint_loss(
-            model,
-            self.denoiser.mask_head,
+            self._network(model, drawn["latents"]),
+            None if head is None else head.to(drawn["latents"].device),
             self.denoiser.scheduler,
-            latents=latents,
-            noise=noise.normal(*latents.shape[1:]).to(latents),
-            timesteps=noise.integers(len(self.denoiser.alphas_cumprod)).to(latents.device),
-            condition=torch.where(dropped.to(latents.device), self._empty.to(latents.device), condition),
             mask=batch["mask"],
             mask_weight=self.section.mask_weight,
             head_weight=self.section.head_weight,
+            decoded=self._decoded,
+            **drawn,
         )
 
+    def _drawn(self, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        """What a loss wants of a batch: latents, noise, timesteps, conditions with captions dropped, rows' weights."""
+        latents, levels = batch["latents"], self.denoiser.scheduler.alphas_cumprod
+        dropped = (noise.uniform(1, 1) < self.section.caption_dropout).to(latents.device)
+        eps, timesteps = noise.normal(*latents.shape[1:]).to(latents), noise.integers(len(levels))
+        weights = snr_weights(
+            self.denoiser.prediction_type, levels[timesteps.to(levels.device)], self.section.min_snr_gamma
+        )
+        return {
+            "latents": latents, "noise": eps, "timesteps": timesteps.to(latents.device),
+            "condition": torch.where(dropped, self._empty.to(latents.device), batch["condition"]),
+            "weights": weights.to(latents.device),
+        }  # fmt: skip
+
+    def _network(self, model: nn.Module, latents: Tensor) -> Callable[..., Any]:
+        """What the loss calls; latents (B, 8, h, w) are the clean ones."""
+        return model
+
     def save(self, model: nn.Module, directory: Path) -> None:
-        save_lora(directory, model.eval())
+        """The adapter and the statistics, or of `train_mode: full` a whole diffusers directory, and a card."""
+        model.eval()
+        if self.section.train_mode == "full":
+            self.denoiser.save(directory)
+        else:
+            self._save_adapter(model, directory)
+        (directory / "card.json").write_text(json.dumps(self._card(), indent=2, sort_keys=True) + "\n")
+
+    def _save_adapter(self, model: nn.Module, directory: Path) -> None:
+        save_lora(directory, model)  # type: ignore[arg-type]
         self.denoiser.stats.save(directory / "latent_stats.json")
 
+    def _card(self) -> dict[str, Any]:
+        own, lora = self.section.joint, self.section.train_mode == "lora"
+        return {
+            "mode": self.section.train_mode, "encoding": own.encoding, "pipeline": own.pipeline,
+            "prediction_type": self.denoiser.prediction_type, "num_images": len(self.examples),
+            "dropped": dict(self.dropped), "rank": self.section.rank if lora else None,
+        }  # fmt: skip
+
     def load(self, directory: Path) -> nn.Module:
-        return JointDenoiser.load(self.weights, adapter=directory).unet
+        """The U-Net with what `save` wrote."""
+        full = self.section.train_mode == "full"
+        return (load_joint(directory) if full else load_joint(self.weights, adapter=directory)).unet
 
 
-def _square(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
+def finite_rows(latents: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
+    """Which rows of latents (N, C, h, w) are finite, ascending, and how many are not, by reason."""
+    finite = np.isfinite(latents).all(axis=(1, 2, 3))
+    lost = int((~finite).sum())
+    return np.flatnonzero(finite), Counter({NON_FINITE_LATENTS: lost} if lost else {})
+
+
+def square_pair(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
     """An image and its mask at size x size px: the longer side cut about the lesion's centre, then scaled."""
     import cv2
 

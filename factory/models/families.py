@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from factory.models.denoiser import Denoiser
-from factory.models.weights import family_of
+from factory.models.weights import check_directory, family_of
 
 # The families of directories that each family loads.
 BASES: dict[str, tuple[str, ...]] = {"flux": ("flux",), "joint": ("joint",)}
 
 
 def check_base(directory: str | Path, family: str, field: str = "synthesize.weights") -> str:
-    """The family of a directory, if `family` can be loaded from it; a ValueError that names the field if not."""
+    """The family of a directory, if `family` can be loaded from it and it is whole (`weights.check_directory`); a
+    ValueError if not."""
     found = family_of(directory)
     if found not in BASES[family]:
         raise ValueError(
             f"{field} must hold a base of {' or '.join(BASES[family])} for the family {family}, got one of {found} in "
             f"{directory}; set one to match the other."
         )
+    check_directory(directory)
     return found
 
 
@@ -31,9 +33,9 @@ def load_denoiser(directory: str | Path, adapter: str | Path | None = None, fami
         from factory.models.flux import FluxDenoiser
 
         return FluxDenoiser.load(directory, adapter)
-    from factory.models.joint import JointDenoiser
+    from factory.models.joint_arms import load_joint
 
-    return JointDenoiser.load(directory, adapter)
+    return load_joint(directory, adapter)
 
 
 def vae_digest_of(directory: str | Path, adapter: str | Path | None = None, family: str | None = None) -> str:

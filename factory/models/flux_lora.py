@@ -24,7 +24,7 @@ from torch import Tensor
 
 from factory.models import kohya
 from factory.models.lora import ADAPTER_FILE
-from factory.models.weights import canonical_metadata
+from factory.models.weights import canonical_metadata, refuse_pickled
 
 # `*` is a block's number.
 ATTENTION: tuple[str, ...] = (
@@ -99,6 +99,8 @@ def load_adapter(transformer: FluxTransformer2DModel, path: str | Path) -> FluxT
     What it holds for text encoders is left out, with a line in the log.
     """
     file = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file() or file.suffix != ".safetensors":
+        refuse_pickled(Path(path))
     if not file.is_file():
         raise ValueError(
             f"adapter must be a directory with {ADAPTER_FILE} or a safetensors file, got {path}; "

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from diffusers import (
@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
+from factory.models.joint_loss import joint_loss
 from factory.models.latents import LatentStats, MaskHead, mask_to_vae_input
 from factory.models.loading import checked_directory, load_part, module_digest, tensor_bytes
-from factory.models.lora import fuse, load_adapter
-from factory.models.segmenter import dice_bce_rows
+from factory.models.lora import check_fitted_for, fuse, load_adapter
 from factory.models.starter import (
     LATENT_CHANNELS,
     build_scheduler,
@@ -49,7 +49,7 @@ from factory.models.weights import generator_digest
 
 __all__ = [
     "JointDenoiser", "LatentStats", "MaskHead", "build_scheduler", "build_starter", "build_text_encoder",
-    "build_unet", "build_vae", "joint_loss", "mask_to_vae_input", "train_tokenizer", "widen",
+    "build_unet", "build_vae", "joint_loss", "mask_to_vae_input", "train_tokenizer", "widen", "widened",
 ]  # fmt: skip
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -71,14 +71,15 @@ def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
             f"unet must have 4 channels in and out to be widened, got {unet.config.in_channels} in and "
             f"{unet.config.out_channels} out; use a text-to-image base (4) or a joint one (8)."
         )
-    unet.conv_in = _widened(unet.conv_in, into=2 * LATENT_CHANNELS, out_of=unet.conv_in.out_channels)
-    unet.conv_out = _widened(unet.conv_out, into=unet.conv_out.in_channels, out_of=2 * LATENT_CHANNELS)
+    unet.conv_in = widened(unet.conv_in, into=2 * LATENT_CHANNELS, out_of=unet.conv_in.out_channels)
+    unet.conv_out = widened(unet.conv_out, into=unet.conv_out.in_channels, out_of=2 * LATENT_CHANNELS)
     unet.register_to_config(in_channels=2 * LATENT_CHANNELS, out_channels=2 * LATENT_CHANNELS)
     return unet
 
 
 @torch.no_grad()
-def _widened(conv: nn.Conv2d, into: int, out_of: int) -> nn.Conv2d:
+def widened(conv: nn.Conv2d, into: int, out_of: int) -> nn.Conv2d:
+    """The convolution with more channels in and out, whose weights are zero."""
     wide = nn.Conv2d(into, out_of, conv.kernel_size, conv.stride, conv.padding)  # type: ignore[arg-type]
     wide = wide.to(conv.weight.device, conv.weight.dtype)
     assert wide.bias is not None and conv.bias is not None
@@ -105,42 +106,58 @@ class JointDenoiser:
     stats: LatentStats = field(default_factory=LatentStats)
     family: str = "joint"
     mask_source: str | None = "joint"
+    widens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checked_scheduler(self.scheduler)
-        if self.unet.config.in_channels != 2 * LATENT_CHANNELS:
-            widen(self.unet)
+        self._fit_channels()
         self.factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
         for module in self._modules().values():
             module.eval()
 
+    def _fit_channels(self) -> None:
+        """A plain U-Net is widened to image and mask."""
+        if self.vae.config.in_channels != 3:
+            raise ValueError(
+                f"vae must have 3 pixel channels, got {self.vae.config.in_channels}; its weights were fitted with "
+                "fit.lora.joint.encoding pixel4, so keep to it or name another base."
+            )
+        if self.unet.config.in_channels != 2 * LATENT_CHANNELS:
+            widen(self.unet)
+
     @classmethod
-    def load(cls, directory: str | Path, adapter: str | Path | None = None) -> JointDenoiser:
+    def load(cls, directory: str | Path, adapter: str | Path | None = None) -> Self:
         """From a Stable Diffusion directory as diffusers writes it, plain (4 channels, widened here) or joint (8),
         and an adapter directory over it, merged into the weights. Everything is float32 and nothing is fetched.
 
-        An adapter's own `mask_head/` and `latent_stats.json` take the place of the base's.
+        An adapter's own `vae/`, `mask_head/` and `latent_stats.json` take the place of the base's.
         """
+        loaded = cls(**cls.parts(directory, adapter))
+        loaded.digest = generator_digest(directory, adapter)
+        return loaded
+
+    @classmethod
+    def parts(cls, directory: str | Path, adapter: str | Path | None = None) -> dict[str, Any]:
+        """What `load` makes a denoiser of, by the names of its fields."""
         base = checked_directory(directory, PARTS, "Stable Diffusion")
         unet = load_part(UNet2DConditionModel, base / "unet")
-        if unet.config.in_channels == LATENT_CHANNELS:
+        if cls.widens and unet.config.in_channels == LATENT_CHANNELS:
             widen(unet)
         layers = [base] if adapter is None else [Path(adapter), base]
-        if adapter is not None:
-            fuse(load_adapter(unet, adapter))
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
-        head, stats = _first(layers, "mask_head"), _first(layers, STATS_FILE)
-        loaded = cls(
-            unet=unet,
-            vae=load_part(_codec_class(base / "vae"), base / "vae"),
-            text_encoder=load_part(CLIPTextModel, base / "text_encoder"),
-            tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True),
-            scheduler=DDIMScheduler.from_config(scheduler.config, clip_sample=False),
-            mask_head=MaskHead.load(head) if head else None,
-            stats=LatentStats.load(stats) if stats else LatentStats(),
-        )
-        loaded.digest = generator_digest(base, adapter)
-        return loaded
+        if adapter is not None:
+            check_fitted_for(Path(adapter), scheduler.config.prediction_type)
+            fuse(load_adapter(unet, adapter))
+        head, stats, vae = (_first(layers, name) for name in ("mask_head", STATS_FILE, "vae"))
+        assert vae is not None  # the base has one
+        return {
+            "unet": unet, "vae": load_part(_codec_class(vae), vae),
+            "text_encoder": load_part(CLIPTextModel, base / "text_encoder"),
+            "tokenizer": CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True),
+            "scheduler": DDIMScheduler.from_config(scheduler.config, clip_sample=False),
+            "mask_head": MaskHead.load(head) if head else None,
+            "stats": LatentStats.load(stats) if stats else LatentStats(),
+        }  # fmt: skip
 
     def save(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a diffusers pipeline directory (`StableDiffusionPipeline` loads it; use `output_type="latent"`) with
@@ -160,7 +177,7 @@ class JointDenoiser:
             self.mask_head.save(folder / "mask_head")
         self.stats.save(folder / STATS_FILE)
 
-    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> JointDenoiser:
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Self:
         """The same denoiser on another device, U-Net and text encoder in `dtype`; codec and head stay float32, where
         half precision is known to overflow. Its digests stay those of the weights it was loaded from."""
         _ = self.digest, self.vae_digest
@@ -268,8 +285,11 @@ class JointDenoiser:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, 8, h, w) -> image (B, 3, H, W) in [-1, 1], mask probability (B, 1, H, W)."""
-        image = self._decoded(self.stats.unwhiten(latents)[:, :LATENT_CHANNELS])
-        return image.clamp(-1, 1), self.mask(latents)
+        return self.decoded_image(latents).clamp(-1, 1), self.mask(latents)
+
+    def decoded_image(self, latents: Tensor) -> Tensor:
+        """The image's latents of (B, 8, h, w) as pixels (B, 3, H, W), not clamped; gradients pass."""
+        return self._decoded(self.stats.unwhiten(latents)[:, :LATENT_CHANNELS])
 
     @torch.no_grad()
     def mask(self, latents: Tensor) -> Tensor:
@@ -312,42 +332,6 @@ def build_starter(
         scheduler=build_scheduler(**(scheduler or {})),
         mask_head=MaskHead(factor=2 ** (len(codec.config.block_out_channels) - 1), width=head_width),
     )
-
-
-def joint_loss(
-    unet: nn.Module,
-    mask_head: nn.Module | None,
-    scheduler: DDIMScheduler,
-    *,
-    latents: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    condition: Tensor,
-    mask: Tensor,
-    mask_weight: float,
-    head_weight: float,
-) -> dict[str, Tensor]:
-    """The joint objective: MSE of the image's prediction, `mask_weight` times the mask's, and `head_weight` times
-    alpha bar times BCE and Dice of the head on the clean mask latents (alpha bar, because that estimate means little
-    where noise prevails). Keys: `loss`, `image_mse`, `mask_mse`, and `head` where it counts.
-
-    latents and noise (B, 8, h, w), timesteps (B,) long, condition (B, L, D), mask (B, 1, H, W) in {0, 1}. `unet` may
-    be wrapped; the head is frozen, and gradients pass through it.
-    """
-    kind = scheduler.config.prediction_type
-    alpha_bar = scheduler.alphas_cumprod.to(latents.device)[timesteps]  # (B,)
-    signal, spread = (level.reshape(-1, 1, 1, 1) for level in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
-    noisy = signal * latents + spread * noise
-    target = noise if kind == "epsilon" else signal * noise - spread * latents
-    predicted = unet(noisy, timesteps, condition, return_dict=False)[0].float()  # (B, 8, h, w)
-    error = (predicted - target).square()
-    terms = {"image_mse": error[:, :LATENT_CHANNELS].mean(), "mask_mse": error[:, LATENT_CHANNELS:].mean()}
-    loss = terms["image_mse"] + mask_weight * terms["mask_mse"]
-    if mask_head is not None and head_weight > 0:
-        estimate = clean_estimate(kind, noisy, predicted, alpha_bar)[:, LATENT_CHANNELS:]
-        terms["head"] = (alpha_bar * dice_bce_rows(mask_head(estimate), mask)).mean()
-        loss = loss + head_weight * terms["head"]
-    return {"loss": loss, **terms}
 
 
 def _codec_class(folder: Path) -> Any:

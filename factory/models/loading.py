@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
-from factory.models.weights import weight_files
+from factory.models.weights import check_scheduler, weight_files
 
 
 def checked_directory(directory: str | Path, parts: Sequence[str], kind: str) -> Path:
-    """The directory, if every part is there; kind names the pipeline in the refusal (`Stable Diffusion`)."""
+    """The directory, if every part is there and its scheduler is one for its network; kind names the pipeline in the
+    refusal (`Stable Diffusion`)."""
     base = Path(directory)
     missing = [part for part in parts if not (base / part).is_dir()]
     if missing:
@@ -24,6 +25,7 @@ def checked_directory(directory: str | Path, parts: Sequence[str], kind: str) ->
             f"weights must be a {kind} directory with {', '.join(parts)}, got {base} without "
             f"{', '.join(missing)}; save the pipeline there with save_pretrained."
         )
+    check_scheduler(base)
     return base
 
 

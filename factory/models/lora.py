@@ -7,6 +7,8 @@ rank, so a loader that ignores metadata scales it right all the same.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -15,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from factory.models.weights import canonical_metadata
+from factory.models.weights import canonical_metadata, refuse_pickled
 
 TARGETS: tuple[str, ...] = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
@@ -25,18 +27,20 @@ IO = ("conv_in", "conv_out")  # trained whole
 _NAME = "default"
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
-    """Freeze the U-Net in place, then add what is trained: LoRA of this rank, and `conv_in` and `conv_out` whole."""
+def add_lora(unet: UNet2DConditionModel, rank: int, whole: Sequence[str] = IO) -> UNet2DConditionModel:
+    """Freeze the U-Net in place, then add what is trained: LoRA of this rank, and whole layers by name, for a joint
+    U-Net `conv_in` and `conv_out`, for a plain one none."""
     unet.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
     unet.add_adapter(config, adapter_name=_NAME)
-    for name in IO:
+    for name in whole:
         unet.get_submodule(name).requires_grad_(True)
     return unet
 
 
-def save_lora(directory: str | Path, unet: UNet2DConditionModel) -> None:
-    """Write the adapter that `add_lora` made. The same weights always give the same bytes.
+def save_lora(directory: str | Path, unet: UNet2DConditionModel, whole: bool = True) -> None:
+    """Write the adapter that `add_lora` made, and if its convolutions trained `whole` those too. The same weights
+    always give the same bytes.
 
     Keys stay PEFT's own: `convert_state_dict_to_diffusers` renames the attention layers only, and of such a mixture
     `load_lora_weights` drops the attention layers with no more than a warning.
@@ -51,7 +55,8 @@ def save_lora(directory: str | Path, unet: UNet2DConditionModel) -> None:
         unet_lora_adapter_metadata=metadata,
     )
     canonical_metadata(folder / ADAPTER_FILE)
-    save_file(dual_io(unet), folder / DUAL_IO_FILE)
+    if whole:
+        save_file(dual_io(unet), folder / DUAL_IO_FILE)
 
 
 def dual_io(unet: UNet2DConditionModel) -> dict[str, Tensor]:
@@ -67,14 +72,46 @@ def load_adapter(unet: UNet2DConditionModel, directory: str | Path) -> UNet2DCon
     """
     folder = Path(directory)
     if not (folder / ADAPTER_FILE).is_file():
+        refuse_pickled(folder)
         raise ValueError(f"adapter must be a directory with {ADAPTER_FILE}, got {directory}; fit one or name another.")
-    if (folder / DUAL_IO_FILE).is_file():
-        _load_dual_io(unet, load_file(folder / DUAL_IO_FILE), folder)
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
         folder, weight_name=ADAPTER_FILE, unet_config=unet.config, return_lora_metadata=True, local_files_only=True
     )
+    _check_fits(state, unet, folder / ADAPTER_FILE)
+    if (folder / DUAL_IO_FILE).is_file():
+        _load_dual_io(unet, load_file(folder / DUAL_IO_FILE), folder)
     StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, adapter_name=_NAME, metadata=metadata)
     return unet.eval()
+
+
+def check_fitted_for(adapter: Path, kind: str) -> None:
+    """Refuse an adapter whose card says that it was fitted on a base that predicts something else."""
+    card = adapter / "card.json"
+    fitted = json.loads(card.read_text()).get("prediction_type", kind) if card.is_file() else kind
+    if fitted != kind:
+        raise ValueError(
+            f"adapter must have been fitted on a base that predicts {kind}, got one of {fitted} in {adapter}; "
+            "use the base that it was fitted on."
+        )
+
+
+def _check_fits(state: Mapping[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:
+    """Refuse an adapter that was fitted on another base, by its first tensor; the library says so once a layer."""
+    layers = dict(unet.named_modules())
+    for key, value in sorted(state.items()):
+        name, found, end = key.removeprefix("unet.").partition(".lora_")
+        if not found or end[:2] not in ("A.", "B."):  # another format's names, which the library knows
+            continue
+        side = 1 if end.startswith("A") else 0  # A's columns, B's rows, for a linear layer and a convolution
+        weight = getattr(layers.get(name), "weight", None)
+        if weight is None:
+            rule, got = "a layer of this base", "a layer that it does not have"
+        elif value.shape[side] == weight.shape[side]:
+            continue
+        else:
+            sides = f"(rank, {weight.shape[1]})" if side else f"({weight.shape[0]}, rank)"
+            rule, got = f"of shape {sides}", str(tuple(value.shape))
+        raise ValueError(f"{key} in {file} must be {rule}, got {got}; use the base that the LoRA was fitted on.")
 
 
 def _load_dual_io(unet: UNet2DConditionModel, state: dict[str, Tensor], folder: Path) -> None:

@@ -18,6 +18,8 @@ from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from factory.models.weights import check_prediction
+
 LATENT_CHANNELS = 4
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -175,15 +177,5 @@ def build_scheduler(prediction_type: str = "v_prediction", **config: Any) -> DDI
 
 def checked_scheduler(scheduler: DDIMScheduler) -> DDIMScheduler:
     """The scheduler, if its prediction type can be used with its schedule."""
-    config = scheduler.config
-    if config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"scheduler.prediction_type must be epsilon or v_prediction for a joint generator, got "
-            f"{config.prediction_type!r}; use weights with one of these."
-        )
-    if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
-        raise ValueError(
-            "scheduler.rescale_betas_zero_snr must be False when prediction_type is epsilon, got True; at zero SNR the "
-            "noise says nothing of the image: use a v_prediction base, or set it to False."
-        )
+    check_prediction(scheduler.config)
     return scheduler

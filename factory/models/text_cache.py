@@ -42,7 +42,8 @@ class TextEmbeddings:
         self.computed = 0  # prompts that were embedded here, not found
 
     def of(self, prompts: Sequence[str]) -> tuple[Tensor, NDArray[np.int64]]:
-        """Embeddings (U, L, D) float32 of the U different prompts, and which of them is each prompt's, (N,)."""
+        """Embeddings (U, L, D) float32 of the U different prompts, and which of them is each prompt's, (N,). Of no
+        prompts there are none, (0, 0, 0)."""
         wanted = {caption_digest(prompt): prompt for prompt in sorted(set(prompts))}
         found = self._stored(set(wanted))
         missing = [digest for digest in wanted if digest not in found]
@@ -54,7 +55,7 @@ class TextEmbeddings:
             found.update(zip(part, embedded, strict=True))
         place = {prompt: number for number, prompt in enumerate(wanted.values())}
         index = np.asarray([place[prompt] for prompt in prompts], np.int64)
-        return torch.stack([found[digest] for digest in wanted]), index
+        return torch.stack([found[digest] for digest in wanted]) if wanted else torch.empty(0, 0, 0), index
 
     def _stored(self, wanted: set[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -6,18 +6,25 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
-_DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json")
+CASCADE_FILE = "cascade.json"  # of a joint generator that draws the mask after the image
+PICKLED: tuple[str, ...] = (".bin", ".pt", ".ckpt", ".pth")  # never read but by `factory convert`
+_OTHER_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
+_DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json", CASCADE_FILE)
 _CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json")
 # What a directory's denoising network is, by its class, and for a U-Net with text by its channels in.
 _NETWORKS = {"FluxTransformer2DModel": "flux", "DiTTransformer2DModel": "class_conditional",
              "UNet2DModel": "class_conditional"}  # fmt: skip
 _CHANNELS = {4: "joint", 8: "joint", 9: "inpaint"}
-_ADAPTER = ("pytorch_lora_weights.safetensors", "dual_io.safetensors", "latent_stats.json")
+_ADAPTER = (
+    "pytorch_lora_weights.safetensors", "dual_io.safetensors", "latent_stats.json", CASCADE_FILE, "vae/config.json",
+)  # fmt: skip
 
 
 def weight_files(folder: Path) -> tuple[list[Path], str | None]:
@@ -28,11 +35,23 @@ def weight_files(folder: Path) -> tuple[list[Path], str | None]:
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if ".fp16" not in file.name]
     if not files:
+        refuse_pickled(folder)
         raise ValueError(
             f"{folder} must hold safetensors, got none; save the pipeline with safe_serialization=True or name another "
-            "directory. Pickled weights are not loaded."
+            "directory."
         )
     return (plain, None) if plain else (files, "fp16")
+
+
+def refuse_pickled(path: Path) -> None:
+    """Refuse a pickled file, or a directory that holds one, by the command that converts it."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix in PICKLED and file.is_file():
+            raise ValueError(
+                f"weights must be safetensors, got {file}, which is pickled and could run code; "
+                f"run `factory convert {path} --out DIR` and name DIR instead."
+            )
 
 
 def family_of(directory: str | Path) -> str:
@@ -59,6 +78,61 @@ def family_of(directory: str | Path) -> str:
     return family
 
 
+def check_directory(directory: str | Path) -> Path:
+    """The directory, if every part that its `model_index.json` names is there and its scheduler is one for its network.
+
+    Reads no weights, so that a driver can refuse before anything is started. Raises ValueError, one sentence.
+    """
+    base = Path(directory)
+    index = base / "model_index.json"
+    listed = json.loads(index.read_text()) if index.is_file() else {}
+    named = [
+        part for part in (*WEIGHTED_PARTS, *_OTHER_PARTS) if isinstance(listed.get(part), list) and listed[part][0]
+    ]
+    if missing := [part for part in named if not (base / part).is_dir()]:
+        raise ValueError(
+            f"weights must be a directory with {', '.join(named)}, as its model_index.json says, got {base} without "
+            f"{', '.join(missing)}; save the pipeline there with save_pretrained."
+        )
+    check_scheduler(base)
+    return base
+
+
+def check_scheduler(base: Path) -> None:
+    """Refuse a scheduler that contradicts the network beside it: loading it as another class would only leave out
+    what the other does not know, and draw noise."""
+    path = base / "scheduler" / "scheduler_config.json"
+    if not path.is_file() or family_of(base) == "class_conditional":
+        return
+    config, family = json.loads(path.read_text()), family_of(base)
+    name = str(config.get("_class_name"))
+    if ("FlowMatch" in name) != (family == "flux"):
+        rule = (
+            "a flow's (FlowMatchEulerDiscreteScheduler)" if family == "flux" else "one of noise levels (DDIMScheduler)"
+        )
+        raise ValueError(
+            f"scheduler must be {rule} for a network of the family {family}, got {name} in {path}; "
+            "copy the scheduler folder of the base that the network comes from."
+        )
+    if family == "joint":
+        check_prediction(config)
+
+
+def check_prediction(config: Mapping[str, Any]) -> None:
+    """Refuse a prediction type that cannot be used with its own schedule."""
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"scheduler.prediction_type must be epsilon or v_prediction for a joint generator, got "
+            f"{kind!r}; use weights with one of these."
+        )
+    if config.get("rescale_betas_zero_snr") and kind == "epsilon":
+        raise ValueError(
+            "scheduler.rescale_betas_zero_snr must be False when prediction_type is epsilon, got True; at zero SNR the "
+            "noise says nothing of the image: use a v_prediction base, or set it to False."
+        )
+
+
 def generator_digest(directory: str | Path, adapter: str | Path | None = None) -> str:
     """SHA-256 (64 hex digits) over the files that decide what a generator draws, adapter (a directory or one file)
     included, by name and content."""
@@ -70,6 +144,7 @@ def generator_digest(directory: str | Path, adapter: str | Path | None = None) -
     if adapter is not None:
         over = Path(adapter)
         laid = [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))
+        laid += sorted(over.glob("vae/*.safetensors"))
         total.update(_listed(over.parent, [over]) if over.is_file() else _listed(over, laid))
     return total.hexdigest()
 
@@ -120,5 +195,6 @@ def tree_files(directory: str | Path, field: str = "weights") -> list[Path]:
     base = Path(directory)
     files = sorted([*base.rglob("*.safetensors"), *base.rglob("config.json")])
     if not files:
+        refuse_pickled(base)
         raise ValueError(f"{field} must be a directory with safetensors, got {directory}; fit them or name another.")
     return files

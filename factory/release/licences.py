@@ -70,7 +70,13 @@ class Verdict:
 
 
 def classify(licence: str | None) -> str:
-    """The licence of the lattice that these words mean; `unknown` for none, and for terms that forbid derivatives."""
+    """The licence of the lattice that these words mean; `unknown` for none, and for terms that forbid derivatives.
+
+    Of an expression `A AND B`, as the cards of weights have it, the join.
+    """
+    parts = (licence or "").split(" AND ")
+    if len(parts) > 1:
+        return join_names(classify(part) for part in parts)
     plain = _plain(licence or "")
     if _RESEARCH.fullmatch(plain):
         return "research-only"

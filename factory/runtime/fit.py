@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from factory import records, taxonomy
 from factory.fits.checkpoint import FREE
-from factory.models.weights import generator_digest, tree_digest
+from factory.models.weights import FAMILIES, generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
-from factory.runtime import cluster, train
+from factory.runtime import cluster, licences, train
 from factory.runtime.preview import PreviewActor
 from factory.runtime.weights import STARTER_LICENCE, generator_of
 
@@ -96,8 +96,8 @@ def weights_name(recipe: Recipe, name: str) -> str:
 
 def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     """What a fit's weights depend on."""
-    free = FREE | ({"flux"} if name == "lora" and recipe.fit.lora.family != "flux" else set())
-    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=free)}
+    other = set(FAMILIES) - {recipe.fit.lora.family} if name == "lora" else set()  # their sections
+    found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=FREE | other)}
     if name == "lora":
         from factory.models.families import check_base
 
@@ -116,7 +116,7 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
 
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import distill, flux, gate, joint, mae
+    from factory.fits import distill, flux, gate, joint_arms, mae
 
     run = Run(uri)
     if name == "gate":
@@ -127,7 +127,8 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
         return flux.FitFluxLora(generator_of(recipe), images, prompts, recipe.fit.lora, recipe.plan.size, run.store)
     if name == "lora":
         images, masks, prompts = _captioned_pairs(corpus, run)
-        return joint.FitLora(generator_of(recipe), images, masks, prompts, recipe.fit.lora, recipe.plan.size, run.store)
+        own, size = recipe.fit.lora, recipe.plan.size
+        return joint_arms.fit_of(generator_of(recipe), images, masks, prompts, own, size, run.store)
     samples = run.table("samples").read() if run.table("samples").manifest() else None
     if name == "mae":
         return mae.mae_objective(recipe.fit.mae, corpus, samples)
@@ -166,19 +167,21 @@ def _training_rows(corpus: Any, masks: bool) -> list[dict[str, Any]]:
 
 
 def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:
-    """The card: what the objective wrote, and what only the line knows."""
+    """The card: what the objective wrote, and what only the line knows. `inputs` holds the recipe's section and the
+    digests of the tables that were read, `licence` joins theirs and the base's."""
     path = weights / "card.json"
     card = json.loads(path.read_text()) if path.exists() else {}
     files = sorted(weights.rglob("*.safetensors"))
     card.setdefault("bytes", sum(file.stat().st_size for file in files))
     card.setdefault("params", sum(_num_values(file) for file in files))
     card.setdefault("digest", tree_digest(weights))
-    found = [] if name == "gate" else run.table("corpus").read(["licence"])["licence"].unique().to_pylist()
-    licences = sorted(set(found) - {None})
-    card |= {"objective": name, "inputs": inputs, "licence": " AND ".join(licences) or STARTER_LICENCE}
+    found = {STARTER_LICENCE} if name == "gate" else licences.of_training_rows(run)  # the gate's phantoms are ours
     if name in ("lora", "gate"):
         base = recipe.synthesize.weights
-        card["base"] = {"name": base, "licence": STARTER_LICENCE if base == "starter" else ""}
+        licence = STARTER_LICENCE if base == "starter" else licences.of_base(generator_of(recipe))
+        card["base"] = {"name": base, "licence": licence, "digest": inputs["base"]}
+        found.add(licence)
+    card |= {"objective": name, "inputs": inputs, "licence": licences.joined(found)}
     path.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 

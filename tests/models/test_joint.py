@@ -280,10 +280,12 @@ def test_half_precision_variants_are_found_and_pickled_weights_are_not_loaded(
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert weight_files(tmp_path / "unet")[1] == "fp16"
     assert torch.equal(_predict(JointDenoiser.load(tmp_path)), _predict(tiny))
-    shutil.rmtree(tmp_path / "unet")
-    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
     (tmp_path / "unet/diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ValueError, match="must hold safetensors, got none"):
+    with pytest.raises(ValueError, match=r"must be safetensors, got .*model\.bin, which is pickled .*`factory convert"):
+        JointDenoiser.load(tmp_path)
+    (tmp_path / "unet/diffusion_pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match="unet must hold safetensors, got none; save the pipeline"):
         JointDenoiser.load(tmp_path)
     shutil.rmtree(tmp_path / "unet")
     with pytest.raises(ValueError, match=r"must be a Stable Diffusion directory .* without unet; save"):

@@ -23,6 +23,8 @@ def _verdict(*licences: str) -> Verdict:
         ("Apache 2.0", "Apache-2.0"), ("apache-2.0", "Apache-2.0"), ("MIT", "Apache-2.0"),
         ("research only", "research-only"), ("Research-Only", "research-only"),
         ("LicenseRef-Stanford-DDI-research-use", "research-only"), ("LicenseRef-unstated", "unknown"),
+        ("Apache-2.0 AND CC-BY-4.0", "CC-BY"), ("CC-BY-SA-4.0 AND CC-BY-NC-4.0 AND CC0-1.0", "CC-BY-NC-SA"),
+        ("Apache-2.0 AND openrail++", "unknown"),
         ("CC-BY-ND-4.0", "unknown"), ("ask the authors", "unknown"), ("", "unknown"), (None, "unknown"),
     ],
 )  # fmt: skip

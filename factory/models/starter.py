@@ -178,7 +178,7 @@ def checked_scheduler(scheduler: DDIMScheduler) -> DDIMScheduler:
     config = scheduler.config
     if config.prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"scheduler.prediction_type must be epsilon or v_prediction for a joint generator, got "
+            f"scheduler.prediction_type must be epsilon or v_prediction for a U-Net with text, got "
             f"{config.prediction_type!r}; use weights with one of these."
         )
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":

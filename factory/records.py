@@ -68,6 +68,7 @@ _PLAN = [
     ("sample_id", pa.string()), ("unit", pa.int32()), ("index", pa.int64()), ("round", pa.int32()),
     ("retry_of", pa.string()), ("generator", pa.string()), ("diagnosis", pa.string()), ("skin_type", pa.string()),
     ("prompt", pa.string()), ("text_length", pa.int32()), ("mask", IMAGE), ("parents", pa.list_(pa.string())),
+    ("box", pa.list_(pa.int32())),  # of a background in its parent: left, top and side in px
     ("seed", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("guidance", pa.float32()),
     ("num_inference_steps", pa.int32()), ("audit", pa.bool_()),
 ]  # fmt: skip
@@ -75,6 +76,7 @@ _PLAN = [
 # Scores are facts, whatever the verdict; a score that was not computed is null.
 SCORES: tuple[str, ...] = (
     "score_latent_iou", "score_confidence", "score_area", "score_solidity", "score_components", "score_hausdorff_px",
+    "score_background_psnr",
 )  # fmt: skip
 _SAMPLES = [
     *((name, dtype) for name, dtype in _PLAN if name != "mask"),

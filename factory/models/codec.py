@@ -1,4 +1,4 @@
-"""What families that denoise Stable Diffusion's latents share: codecs, the image's latents, CLIP's states, the scheduler.
+"""What families on Stable Diffusion's latents share: codecs, the image's latents, CLIP's states, the scheduler.
 
 Letters: B samples, h and w latent sides, L tokens, D token width, H and W pixels.
 """

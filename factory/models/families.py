@@ -41,7 +41,7 @@ def load_denoiser(directory: str | Path, adapter: str | Path | None = None, fami
 
 
 def vae_digest_of(directory: str | Path, adapter: str | Path | None = None, family: str | None = None) -> str:
-    """The `vae_digest` of that denoiser, without the billions of parameters of FLUX.1 or SDXL that it does not depend on."""
+    """The `vae_digest` of that denoiser, without the billions of parameters that it does not depend on."""
     if (family or family_of(directory)) == "flux":
         from diffusers import AutoencoderKL
 

@@ -119,8 +119,8 @@ class InpaintDenoiser:
     def load(
         cls, directory: str | Path, adapter: str | Path | None = None, *, dtype: torch.dtype = torch.float32
     ) -> InpaintDenoiser:
-        """From a Stable Diffusion or SDXL directory as diffusers writes it (9 channels in; 4 or 8 are widened here), and
-        an adapter directory over it, merged into the weights. Nothing is fetched.
+        """From a Stable Diffusion or SDXL directory as diffusers writes it (9 channels in; 4 or 8 are widened here),
+        and an adapter directory over it, merged into the weights. Nothing is fetched.
 
         dtype: of U-Net and text encoders; the VAE stays float32, where half precision is known to overflow.
         """
@@ -335,8 +335,8 @@ def _check_pooled_width(unet: Any, text_encoder_2: CLIPTextModelWithProjection |
     found = None if text_encoder_2 is None else text_encoder_2.config.projection_dim
     if found != _pooled_width(unet):
         raise ValueError(
-            f"unet must read six sizes and the pooled vector of text_encoder_2, {_pooled_width(unet)} wide, got a vector "
-            f"of {found}; use an SDXL base that asks for no aesthetics score."
+            f"unet must read six sizes and the pooled vector of text_encoder_2, {_pooled_width(unet)} wide, got a "
+            f"vector of {found}; use an SDXL base that asks for no aesthetics score."
         )
 
 

@@ -40,7 +40,8 @@ def add_lora(
 
 
 def save_lora(directory: str | Path, unet: UNet2DConditionModel, whole: Sequence[str] = IO) -> None:
-    """Write the adapter that `add_lora` made, and the convolutions `whole`, if any. The same weights always give the same bytes.
+    """Write the adapter that `add_lora` made, and the convolutions `whole`. The same weights always give the same
+    bytes.
 
     Keys stay PEFT's own: `convert_state_dict_to_diffusers` renames the attention layers only, and of such a mixture
     `load_lora_weights` drops the attention layers with no more than a warning.

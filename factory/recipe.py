@@ -174,16 +174,27 @@ class FluxSection(Section):
     gradient_checkpointing: bool = True
 
 
+class InpaintSection(Section):
+    """What only a LoRA for inpainting asks for (DiffAug)."""
+
+    preset: Literal["budget", "diffaug"] | None = "budget"  # null: fit.lora.rank on attention
+    lambda_preserve: Annotated[float, Field(ge=0.0)] = 0.1  # weight of what is changed outside the mask
+    preserve_below: Share = 0.4  # of the timesteps; above, a clean estimate says little of the background
+    dilation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02  # of the side; how far what is redrawn exceeds the lesion
+    gradient_checkpointing: bool = False
+
+
 class LoraSection(FitSection):
     """LoRA on a generator. alpha equals the rank: a loader that ignores metadata then still scales it right."""
 
-    family: Literal["joint", "flux"] = "joint"
+    family: Literal["joint", "flux", "inpaint"] = "joint"
     rank: Count = 16
     learning_rate: Positive = 3e-4
     caption_dropout: Share = 0.1
     mask_weight: Annotated[float, Field(ge=0.0)] = 1.0  # lambda_m: the mask latents' share of the loss
     head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
     flux: FluxSection = FluxSection()
+    inpaint: InpaintSection = InpaintSection()
 
 
 class GateFitSection(FitSection):
@@ -233,7 +244,9 @@ class PlanSection(Section):
     """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
 
     count: Count = 256
-    generator: Literal["joint", "flux"] = "joint"  # what synthesize.weights hold, by which samples are told apart
+    generator: Literal["joint", "flux", "inpaint"] = (
+        "joint"  # what synthesize.weights hold, by which samples are told apart
+    )
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
     bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)

@@ -177,7 +177,7 @@ class FitLora:
         self.weights, self.section = weights, section
         self.denoiser = JointDenoiser.load(weights)
         latents, found = encode_pairs(
-            self.denoiser, len(images), lambda index: _square(images[index], masks[index], size), size
+            self.denoiser, len(images), lambda index: lesion_square(images[index], masks[index], size), size
         )
         self._fit_stats(latents)
         whitened = self.denoiser.stats.whiten(torch.from_numpy(latents).float()).half().numpy()
@@ -222,7 +222,7 @@ class FitLora:
         return JointDenoiser.load(self.weights, adapter=directory).unet
 
 
-def _square(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
+def lesion_square(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
     """An image and its mask at size x size px: the longer side cut about the lesion's centre, then scaled."""
     import cv2
 

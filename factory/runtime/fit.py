@@ -59,7 +59,7 @@ def weights_name(recipe: Recipe, name: str) -> str:
 
 def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     """What a fit's weights depend on."""
-    others = {"flux"} if name == "lora" and recipe.fit.lora.family != "flux" else None
+    others = {"flux", "inpaint"} - {recipe.fit.lora.family} if name == "lora" else None
     found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=others)}
     if name == "lora":
         from factory.models.families import check_base
@@ -79,7 +79,7 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
 
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import distill, flux, gate, joint, mae
+    from factory.fits import distill, flux, gate, inpaint, joint, mae
 
     run = Run(uri)
     if name == "gate":
@@ -90,7 +90,8 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
         return flux.FitFluxLora(generator_of(recipe), images, prompts, recipe.fit.lora, recipe.plan.size, run.store)
     if name == "lora":
         images, masks, prompts = _captioned_pairs(corpus, run)
-        return joint.FitLora(generator_of(recipe), images, masks, prompts, recipe.fit.lora, recipe.plan.size, run.store)
+        objective = inpaint.FitInpaintLora if recipe.fit.lora.family == "inpaint" else joint.FitLora
+        return objective(generator_of(recipe), images, masks, prompts, recipe.fit.lora, recipe.plan.size, run.store)
     samples = run.table("samples").read() if run.table("samples").manifest() else None
     if name == "mae":
         return mae.mae_objective(recipe.fit.mae, corpus, samples)

@@ -258,6 +258,14 @@ class PlanSection(Section):
     audit_min: Natural = 16
     unit_rows: Count | None = None  # None: see stages/plan.py
 
+    @model_validator(mode="before")
+    @classmethod
+    def _guidance_of_the_family(cls, given: Any) -> Any:
+        """DiffAug guides by 7.5, where nothing else is said."""
+        if isinstance(given, dict) and given.get("generator") == "inpaint":
+            return {"guidance": 7.5, **given}
+        return given
+
     @model_validator(mode="after")
     def _words_are_known(self) -> PlanSection:
         problems = []
@@ -277,6 +285,13 @@ class PlanSection(Section):
             problems.append(f"count must give every cell at least one sample: {cells} cells, got count {self.count}")
         _refuse(problems)
         return self
+
+
+class BackgroundsSection(Section):
+    """The normal skin that lesions are drawn into, found in the corpus (plan.generator inpaint)."""
+
+    min_side: Annotated[int, Field(ge=8)] = 32  # px in the corpus; a square is scaled to plan.size
+    margin: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05  # of the shorter side, kept from the outlined lesion
 
 
 class GateSection(Section):
@@ -339,6 +354,7 @@ class Recipe(Section):
     corpus: CorpusSection = CorpusSection()
     caption: CaptionSection = CaptionSection()
     fit: FitsSection = FitsSection()
+    backgrounds: BackgroundsSection = BackgroundsSection()
     plan: PlanSection = PlanSection()
     synthesize: SynthesizeSection = SynthesizeSection()
     gate: GateSection = GateSection()
@@ -362,6 +378,7 @@ FINGERPRINTS: dict[str, tuple[str, ...]] = {
     "captions": ("caption.captioner", "caption.masks", "caption.aspect", "caption.bank", "caption.label_in_prompt"),
     # Those of captions that a model wrote, beside the digests of its weights and prompts.
     "captions by a model": ("caption.answer", "caption.max_new_tokens", "caption.batch_size", "caption.reject"),
+    "backgrounds": ("backgrounds",),
     "plan": ("plan",),
     "samples": ("synthesize.slots", "synthesize.num_threads", "synthesize.keep_rejected", "synthesize.solver", "gate"),
 }

@@ -88,10 +88,18 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
 
     table = run.table("plan")
     looks, parents = _looks(run, recipe.plan.bank)
+    into_images = recipe.plan.generator == "inpaint"
+    if into_images:
+        from factory.runtime import backgrounds
+
+        backgrounds.find(run, recipe, echo)
+        parents = parents | {"backgrounds": run.table("backgrounds").origin()}
     fingerprint = fingerprint_of(recipe, "plan", parents, {})
     table.require(fingerprint)
     named_by = {name: value for name, value in fingerprint.items() if name != "plan.unit_rows"}
     rows = list(planning.plan_rows(recipe.plan, records.digest(json.dumps(named_by, sort_keys=True)), looks))
+    if into_images:
+        rows = backgrounds.lay_under(run, rows)
     parts = [rows[start : start + planning.PART_ROWS] for start in range(0, len(rows), planning.PART_ROWS)]
     for part in table.missing(len(parts)):
         table.commit(part, records.rows_to_table("plan", parts[part]), row_group_by="unit")
@@ -164,6 +172,10 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
     from factory.stages.synthesize import SynthesizeSamples
 
     generator, adapter, gate = weights_of(None if uri is None else Run(uri), recipe)
+    if recipe.plan.generator == "inpaint":
+        from factory.runtime import backgrounds
+
+        rows = backgrounds.for_samples(uri, rows)
     section = recipe.synthesize.model_copy(
         update={"keep_rejected": "image", "slots": min(len(rows), recipe.synthesize.slots)}
     )

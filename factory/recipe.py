@@ -209,10 +209,20 @@ class JointSection(Section):
         return self
 
 
+class InpaintSection(Section):
+    """What only a LoRA for inpainting asks for (DiffAug)."""
+
+    preset: Literal["budget", "diffaug"] | None = "budget"  # null: fit.lora.rank on attention
+    lambda_preserve: Annotated[float, Field(ge=0.0)] = 0.1  # weight of what is changed outside the mask
+    preserve_below: Share = 0.4  # of the timesteps; above, a clean estimate says little of the background
+    dilation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02  # of the side; how far what is redrawn exceeds the lesion
+    gradient_checkpointing: bool = False
+
+
 class LoraSection(FitSection):
     """LoRA on a generator. alpha equals the rank: a loader that ignores metadata then still scales it right."""
 
-    family: Literal["joint", "flux"] = "joint"
+    family: Literal["joint", "flux", "inpaint"] = "joint"
     train_mode: Literal["lora", "full"] = "lora"  # full trains the whole U-Net and writes a whole directory
     min_snr_gamma: Positive | None = None  # Min-SNR weighting of noise levels (Hang et al. 2023 use 5); null: none
     rank: Count = 16
@@ -223,6 +233,7 @@ class LoraSection(FitSection):
     head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
     flux: FluxSection = FluxSection()
     joint: JointSection = JointSection()
+    inpaint: InpaintSection = InpaintSection()
 
     @model_validator(mode="after")
     def _flux_is_a_lora_of_a_flow(self) -> LoraSection:
@@ -284,7 +295,9 @@ class PlanSection(Section):
     """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
 
     count: Count = 256
-    generator: Literal["joint", "flux"] = "joint"  # what synthesize.weights hold, by which samples are told apart
+    generator: Literal["joint", "flux", "inpaint"] = (
+        "joint"  # what synthesize.weights hold, by which samples are told apart
+    )
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
     bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)
@@ -295,6 +308,14 @@ class PlanSection(Section):
     audit_share: Share = 0.02  # carried to the end ungated, to measure what the gate's rejection biases
     audit_min: Natural = 16
     unit_rows: Count | None = None  # None: see stages/plan.py
+
+    @model_validator(mode="before")
+    @classmethod
+    def _guidance_of_the_family(cls, given: Any) -> Any:
+        """DiffAug guides by 7.5, where nothing else is said."""
+        if isinstance(given, dict) and given.get("generator") == "inpaint":
+            return {"guidance": 7.5, **given}
+        return given
 
     @model_validator(mode="after")
     def _words_are_known(self) -> PlanSection:
@@ -315,6 +336,13 @@ class PlanSection(Section):
             problems.append(f"count must give every cell at least one sample: {cells} cells, got count {self.count}")
         _refuse(problems)
         return self
+
+
+class BackgroundsSection(Section):
+    """The normal skin that lesions are drawn into, found in the corpus (plan.generator inpaint)."""
+
+    min_side: Annotated[int, Field(ge=8)] = 32  # px in the corpus; a square is scaled to plan.size
+    margin: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05  # of the shorter side, kept from the outlined lesion
 
 
 class GateSection(Section):
@@ -377,6 +405,7 @@ class Recipe(Section):
     corpus: CorpusSection = CorpusSection()
     caption: CaptionSection = CaptionSection()
     fit: FitsSection = FitsSection()
+    backgrounds: BackgroundsSection = BackgroundsSection()
     plan: PlanSection = PlanSection()
     synthesize: SynthesizeSection = SynthesizeSection()
     gate: GateSection = GateSection()
@@ -400,6 +429,7 @@ FINGERPRINTS: dict[str, tuple[str, ...]] = {
     "captions": ("caption.captioner", "caption.masks", "caption.aspect", "caption.bank", "caption.label_in_prompt"),
     # Those of captions that a model wrote, beside the digests of its weights and prompts.
     "captions by a model": ("caption.answer", "caption.max_new_tokens", "caption.batch_size", "caption.reject"),
+    "backgrounds": ("backgrounds",),
     "plan": ("plan",),
     "samples": ("synthesize.slots", "synthesize.num_threads", "synthesize.keep_rejected", "synthesize.solver", "gate"),
 }

@@ -68,6 +68,7 @@ _PLAN = [
     ("sample_id", pa.string()), ("unit", pa.int32()), ("index", pa.int64()), ("round", pa.int32()),
     ("retry_of", pa.string()), ("generator", pa.string()), ("diagnosis", pa.string()), ("skin_type", pa.string()),
     ("prompt", pa.string()), ("text_length", pa.int32()), ("mask", IMAGE), ("parents", pa.list_(pa.string())),
+    ("box", pa.list_(pa.int32())),  # of a background in its parent: left, top and side in px
     ("seed", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("guidance", pa.float32()),
     ("num_inference_steps", pa.int32()), ("audit", pa.bool_()),
 ]  # fmt: skip
@@ -75,6 +76,7 @@ _PLAN = [
 # Scores are facts, whatever the verdict; a score that was not computed is null.
 SCORES: tuple[str, ...] = (
     "score_latent_iou", "score_confidence", "score_area", "score_solidity", "score_components", "score_hausdorff_px",
+    "score_background_psnr",
 )  # fmt: skip
 _SAMPLES = [
     *((name, dtype) for name, dtype in _PLAN if name != "mask"),
@@ -100,7 +102,11 @@ def _feature(dtype: pa.DataType) -> object:
         return {"_type": "Image"}
     if pa.types.is_list(dtype):
         return {"feature": _feature(dtype.value_type), "_type": "List"}
-    names = {pa.bool_(): "bool", pa.float32(): "float32"}  # where Arrow has another name for it
+    names = {
+        pa.bool_(): "bool",
+        pa.float32(): "float32",
+        pa.float64(): "float64",
+    }  # where Arrow has another name for it
     return {"dtype": names.get(dtype, str(dtype)), "_type": "Value"}
 
 
@@ -127,12 +133,22 @@ _COPIES = [
     ("source_a", pa.string()), ("source_b", pa.string()), ("kind", pa.string()), ("likeness", pa.float32()),
 ]  # fmt: skip
 
-LISTING, INTAKE, EMBEDDINGS, COPIES, CORPUS, CAPTIONS, PLAN, SAMPLES = (
-    _schema(fields) for fields in (_LISTING, _INTAKE, _EMBEDDINGS, _COPIES, _CORPUS, _CAPTIONS, _PLAN, _SAMPLES)
-)
+# Normal skin found beside the lesions of training rows, as encoded pixels and as the square (left, top, side) of their
+# record, with what quality/shape_prior says of the record's own mask.
+_BACKGROUNDS = [
+    ("record_id", pa.string()), ("diagnosis", pa.string()), ("skin_type", pa.string()), ("image", IMAGE),
+    ("box", pa.list_(pa.int32())), ("shape", pa.list_(pa.float64())), *_OUTCOME_FIELDS,
+]  # fmt: skip
+
+LISTING, INTAKE, EMBEDDINGS, COPIES, CORPUS, CAPTIONS, BACKGROUNDS, PLAN, SAMPLES = (
+    _schema(fields)
+    for fields in (
+        _LISTING, _INTAKE, _EMBEDDINGS, _COPIES, _CORPUS, _CAPTIONS, _BACKGROUNDS, _PLAN, _SAMPLES,
+    )
+)  # fmt: skip
 SCHEMAS: dict[str, pa.Schema] = {
     "listing": LISTING, "intake": INTAKE, "embeddings": EMBEDDINGS, "copies": COPIES, "corpus": CORPUS,
-    "captions": CAPTIONS, "plan": PLAN, "samples": SAMPLES,
+    "captions": CAPTIONS, "backgrounds": BACKGROUNDS, "plan": PLAN, "samples": SAMPLES,
 }  # fmt: skip
 
 

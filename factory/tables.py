@@ -37,7 +37,7 @@ __all__ = [
 ]  # fmt: skip
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
-_COMMANDS = {"corpus": "ingest", "captions": "caption", "samples": "synthesize"}
+_COMMANDS = {"backgrounds": "plan", "corpus": "ingest", "captions": "caption", "samples": "synthesize"}
 
 
 class UnsealedTable(ValueError):

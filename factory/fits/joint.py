@@ -186,7 +186,7 @@ class FitLora:
         self.weights, self.section, self.size = weights, section, size
         self.denoiser = self._denoiser(images, masks)
         latents, found = encode_pairs(
-            self.denoiser, len(images), lambda index: square_pair(images[index], masks[index], size), size
+            self.denoiser, len(images), lambda index: lesion_square(images[index], masks[index], size), size
         )
         kept, self.dropped = finite_rows(latents)
         self.texts = TextEmbeddings(cache, TEXT_CACHE, self.denoiser.condition, text_encoder_digest(weights))
@@ -287,7 +287,7 @@ def finite_rows(latents: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
     return np.flatnonzero(finite), Counter({NON_FINITE_LATENTS: lost} if lost else {})
 
 
-def square_pair(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
+def lesion_square(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
     """An image and its mask at size x size px: the longer side cut about the lesion's centre, then scaled."""
     import cv2
 

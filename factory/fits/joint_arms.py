@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factory.fits.joint import FitLora, square_pair
+from factory.fits.joint import FitLora, lesion_square
 from factory.fits.loop import Worker, train
 from factory.fits.objective import RowNoise
 from factory.images import read_mask
@@ -96,7 +96,7 @@ class FitPixel4(FitLora):
 
     def _save_adapter(self, model: nn.Module, directory: Path) -> None:
         """The adapter, which any Stable Diffusion pipeline loads, and the VAE whole beside it."""
-        save_lora(directory, model, whole=False)  # type: ignore[arg-type]
+        save_lora(directory, model, whole=())  # type: ignore[arg-type]
         self.denoiser.vae.save_pretrained(directory / "vae", safe_serialization=True)
 
 
@@ -111,7 +111,7 @@ class PairExamples:
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """`image` (B, 3, H, W) in [-1, 1] and `mask` (B, 1, H, W) in {0, 1}."""
-        pairs = [square_pair(self.images[row], self.masks[row], self.size) for row in indices.tolist()]
+        pairs = [lesion_square(self.images[row], self.masks[row], self.size) for row in indices.tolist()]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
         return {"image": images, "mask": torch.from_numpy(np.stack([mask for _, mask in pairs])[:, None]).float()}
 

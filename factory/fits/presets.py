@@ -36,6 +36,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "dermaflux_612m_peft": Preset("all_linears", 114, "612M read as parameters of split queries, keys and values"),
         "dermaflux_text_literal": Preset("attention", 375, "612M parameters in attention alone, as the text says"),
     },
+    "inpaint": {
+        "budget": Preset("attention", 4, "attention alone at diffusers' own rank for SDXL"),
+        "diffaug": Preset("attention", 16, "DiffAug, whose public text gives no rank"),
+    },
     "joint": {
         "budget": Preset("joint", 16, "image and mask together on a small budget, the recipe's own rank"),
         "skindualgen_latent8": Preset("joint", 32, "SkinDualGen's joint latents"),
@@ -53,15 +57,16 @@ def preset_of(family: str, name: str | None = None) -> Preset:
 def describe(family: str, preset: str | None = None, base: str | Path | None = None) -> dict[str, Any]:
     """What a LoRA trains, counted on the meta device without a weight: JSON-ready.
 
-    base: a diffusers directory, whose config decides the shapes; None means FLUX.1-dev for flux and the shipped starter
-    for joint. Keys: family, preset, rank, trainable_parameters, bytes (by dtype), targets, modules (how many).
+    base: a diffusers directory, whose config decides the shapes; None means FLUX.1-dev for flux, SDXL-inpainting for
+    inpaint and the shipped starter for joint. Keys: family, preset, rank, trainable_parameters, bytes (by dtype),
+    targets, modules (how many).
     """
     import torch
     from peft.tuners.lora import LoraLayer
 
     chosen = preset_of(family, preset)
     with torch.device("meta"):
-        model, targets = (_flux if family == "flux" else _joint)(chosen, base)
+        model, targets = {"flux": _flux, "inpaint": _inpaint, "joint": _joint}[family](chosen, base)
     count = _trained(model)
     return {
         "family": family,
@@ -120,6 +125,31 @@ def _flux(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]
     config = {"guidance_embeds": True} if base is None else _config(base, "transformer", "FluxTransformer2DModel")
     targets = TARGETS[preset.targets]
     return add_lora(FluxTransformer2DModel.from_config(config), preset.rank, targets), list(targets)
+
+
+# SDXL-inpainting's, as it is published.
+_SDXL_INPAINTING: dict[str, Any] = {
+    "in_channels": 9, "out_channels": 4, "sample_size": 128, "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "layers_per_block": 2,
+    "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10),
+    "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+
+
+def _inpaint(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]]:
+    from diffusers import UNet2DConditionModel
+
+    from factory.models.inpaint import CHANNELS, WHOLE, widen
+    from factory.models.lora import ATTENTION, add_lora
+
+    config = _SDXL_INPAINTING if base is None else _config(base, "unet", "UNet2DConditionModel")
+    unet = UNet2DConditionModel.from_config(config)
+    whole: tuple[str, ...] = ()
+    if unet.config.in_channels != CHANNELS:
+        unet, whole = widen(unet), WHOLE
+    return add_lora(unet, preset.rank, ATTENTION, whole), [*ATTENTION, *(f"{name} (whole)" for name in whole)]
 
 
 def _joint(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]]:

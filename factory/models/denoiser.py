@@ -10,7 +10,7 @@ Letters: B samples, C latent channels, h and w latent sides, L tokens, D token w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -56,8 +56,9 @@ class Denoiser(Protocol):
 
     @property
     def mask_source(self) -> str | None:
-        """How a sample comes by its mask: `joint` (sampled with the image), `segmented` afterwards, or None (it has
-        none). A gate compares only what was sampled; of the others it judges what its own segmenter finds."""
+        """How a sample comes by its mask: `joint` (sampled with the image), `planned` before it, `segmented`
+        afterwards, or None (it has none). A gate compares what was sampled or planned with what its own segmenter
+        finds; of the others it judges only the latter."""
         ...
 
     @property
@@ -104,6 +105,31 @@ class Denoiser(Protocol):
 
     def image_latents(self, latents: Tensor) -> Tensor:
         """The part of the latents that the gate's segmenter reads, (B, C', h, w)."""
+        ...
+
+
+@runtime_checkable
+class InContext(Protocol):
+    """What a denoiser has beside `Denoiser` if it draws into a given image: a context of a row's own, which stays the
+    same from its first call to its last. K channels at the latents' size."""
+
+    @property
+    def context_channels(self) -> int: ...
+
+    def context(self, image: Tensor, mask: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] and where to draw into it, (B, 1, H, W) in {0, 1} -> (B, K, h, w)."""
+        ...
+
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        condition: Tensor,
+        guidance: Tensor,
+        unconditional: Tensor,
+        context: Tensor | None = None,
+    ) -> Prediction:
+        """As `Denoiser.predict`, with context (B, K, h, w)."""
         ...
 
 

@@ -8,7 +8,7 @@ from factory.models.denoiser import Denoiser
 from factory.models.weights import check_directory, family_of
 
 # The families of directories that each family loads.
-BASES: dict[str, tuple[str, ...]] = {"flux": ("flux",), "joint": ("joint",)}
+BASES: dict[str, tuple[str, ...]] = {"flux": ("flux",), "joint": ("joint",), "inpaint": ("inpaint", "joint")}
 
 
 def check_base(directory: str | Path, family: str, field: str = "synthesize.weights") -> str:
@@ -33,13 +33,17 @@ def load_denoiser(directory: str | Path, adapter: str | Path | None = None, fami
         from factory.models.flux import FluxDenoiser
 
         return FluxDenoiser.load(directory, adapter)
+    if chosen == "inpaint":
+        from factory.models.inpaint import InpaintDenoiser
+
+        return InpaintDenoiser.load(directory, adapter)
     from factory.models.joint_arms import load_joint
 
     return load_joint(directory, adapter)
 
 
 def vae_digest_of(directory: str | Path, adapter: str | Path | None = None, family: str | None = None) -> str:
-    """The `vae_digest` of that denoiser, of FLUX.1 without the 12 billion parameters that it does not depend on."""
+    """The `vae_digest` of that denoiser, without the billions of parameters that it does not depend on."""
     if (family or family_of(directory)) == "flux":
         from diffusers import AutoencoderKL
 
@@ -47,4 +51,9 @@ def vae_digest_of(directory: str | Path, adapter: str | Path | None = None, fami
         from factory.models.loading import load_part
 
         return vae_digest(load_part(AutoencoderKL, Path(directory) / "vae"))
+    if (family or family_of(directory)) == "inpaint":
+        from factory.models import codec
+        from factory.models.inpaint import load_stats
+
+        return codec.vae_digest(codec.load_codec(Path(directory) / "vae"), load_stats(Path(directory)))
     return load_denoiser(directory, adapter, family).vae_digest

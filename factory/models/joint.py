@@ -17,20 +17,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderTiny,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from factory.models import codec
+from factory.models.codec import STATS_FILE, Codec, clip_states, decoded, scaled_modes
 from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
 from factory.models.joint_loss import joint_loss
 from factory.models.latents import LatentStats, MaskHead, mask_to_vae_input
@@ -53,10 +48,6 @@ __all__ = [
 ]  # fmt: skip
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-STATS_FILE = "latent_stats.json"
-CODECS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC, AutoencoderTiny)}
-Codec: TypeAlias = AutoencoderKL | AutoencoderDC | AutoencoderTiny
-PROMPT_BATCH = 8  # prompts are encoded at one shape, so that an embedding never depends on its neighbours
 
 
 def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -111,7 +102,7 @@ class JointDenoiser:
     def __post_init__(self) -> None:
         checked_scheduler(self.scheduler)
         self._fit_channels()
-        self.factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.factor: int = codec.factor_of(self.vae)
         for module in self._modules().values():
             module.eval()
 
@@ -144,17 +135,17 @@ class JointDenoiser:
         if cls.widens and unet.config.in_channels == LATENT_CHANNELS:
             widen(unet)
         layers = [base] if adapter is None else [Path(adapter), base]
-        scheduler = DDIMScheduler.from_pretrained(base / "scheduler", local_files_only=True)
+        scheduler = codec.load_scheduler(base / "scheduler")
         if adapter is not None:
             check_fitted_for(Path(adapter), scheduler.config.prediction_type)
             fuse(load_adapter(unet, adapter))
         head, stats, vae = (_first(layers, name) for name in ("mask_head", STATS_FILE, "vae"))
         assert vae is not None  # the base has one
         return {
-            "unet": unet, "vae": load_part(_codec_class(vae), vae),
+            "unet": unet, "vae": codec.load_codec(vae),
             "text_encoder": load_part(CLIPTextModel, base / "text_encoder"),
             "tokenizer": CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True),
-            "scheduler": DDIMScheduler.from_config(scheduler.config, clip_sample=False),
+            "scheduler": scheduler,
             "mask_head": MaskHead.load(head) if head else None,
             "stats": LatentStats.load(stats) if stats else LatentStats(),
         }  # fmt: skip
@@ -211,10 +202,8 @@ class JointDenoiser:
 
     @cached_property
     def vae_digest(self) -> str:
-        """Of the VAE's values in float32, its scaling and the image's whitening: the same however it was stored."""
-        config = self.vae.config
-        scaling = [config.scaling_factor, self._shift, self.stats.image_mean, self.stats.image_std]
-        return hashlib.sha256(f"{json.dumps(scaling)} {module_digest(self.vae)}".encode()).hexdigest()
+        """See `codec.vae_digest`."""
+        return codec.vae_digest(self.vae, self.stats)
 
     def shift(self, width: int, height: int) -> float:
         """1: a noise schedule of alpha bars is the same at every size."""
@@ -233,39 +222,16 @@ class JointDenoiser:
     def scaled_latents(self, image: Tensor, mask: Tensor) -> Tensor:
         """Latents before whitening: the modes (no sampling) of image and mask, by the VAE's scaling factor."""
         both = torch.cat([image, mask_to_vae_input(mask).to(image)])  # (2B, 3, H, W)
-        scaled = (self._modes(both.to(self.vae.device, self.vae.dtype)) - self._shift) * self.vae.config.scaling_factor
-        return torch.cat(scaled.chunk(2), dim=1)
+        return torch.cat(scaled_modes(self.vae, both).chunk(2), dim=1)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> whitened image latents (B, 4, h, w): the first half of what `encode` gives."""
-        found = self._modes(image.to(self.vae.device, self.vae.dtype)) - self._shift
-        scaled = found * self.vae.config.scaling_factor
-        return self.stats.whiten(torch.cat([scaled, torch.zeros_like(scaled)], dim=1))[:, :LATENT_CHANNELS]
+        return self.stats.whiten(scaled_modes(self.vae, image))
 
-    def _modes(self, pixels: Tensor) -> Tensor:
-        found = self.vae.encode(pixels)
-        if isinstance(self.vae, AutoencoderKL):
-            return found.latent_dist.mode()
-        return found.latent if isinstance(self.vae, AutoencoderDC) else found.latents
-
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
-
-    @torch.no_grad()
     def condition(self, prompts: list[str]) -> Tensor:
         """Last hidden states (B, L, D) of prompts padded or cut to the tokenizer's `model_max_length`."""
-        found = [self._condition(prompts[i : i + PROMPT_BATCH]) for i in range(0, len(prompts), PROMPT_BATCH)]
-        return torch.cat(found)
-
-    def _condition(self, prompts: list[str]) -> Tensor:
-        padded = prompts + [""] * (PROMPT_BATCH - len(prompts))
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            padded, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids  # (PROMPT_BATCH, L)
-        return self.text_encoder(tokens.to(self.text_encoder.device))[0][: len(prompts)].float()
+        return clip_states(self.tokenizer, self.text_encoder, prompts)
 
     @torch.no_grad()
     def predict(
@@ -289,19 +255,15 @@ class JointDenoiser:
 
     def decoded_image(self, latents: Tensor) -> Tensor:
         """The image's latents of (B, 8, h, w) as pixels (B, 3, H, W), not clamped; gradients pass."""
-        return self._decoded(self.stats.unwhiten(latents)[:, :LATENT_CHANNELS])
+        return decoded(self.vae, self.stats.unwhiten(latents)[:, :LATENT_CHANNELS])
 
     @torch.no_grad()
     def mask(self, latents: Tensor) -> Tensor:
         """Mask probability (B, 1, H, W): by the head, or by the VAE as the mean of its three channels."""
         if self.mask_head is not None:
             return self.mask_head(latents[:, LATENT_CHANNELS:]).sigmoid()
-        picture = self._decoded(self.stats.unwhiten(latents)[:, LATENT_CHANNELS:])
+        picture = decoded(self.vae, self.stats.unwhiten(latents)[:, LATENT_CHANNELS:])
         return ((picture.mean(dim=1, keepdim=True) + 1) / 2).clamp(0, 1)
-
-    def _decoded(self, scaled: Tensor) -> Tensor:
-        raw = scaled / self.vae.config.scaling_factor + self._shift
-        return self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0].float()
 
     def image_latents(self, latents: Tensor) -> Tensor:
         """The image's half, (B, 4, h, w), whitened; `vae_digest` names this space."""
@@ -323,22 +285,15 @@ def build_starter(
     may be one that is already fitted. Weights come from torch's global seed."""
     tokenizer = train_tokenizer(captions, vocab_size, model_max_length)
     text = build_text_encoder(tokenizer, **(text_encoder or {}))
-    codec = vae if isinstance(vae, Codec) else build_vae(**(vae or {}))
+    built = vae if isinstance(vae, Codec) else build_vae(**(vae or {}))
     return JointDenoiser(
         unet=build_unet(**{"cross_attention_dim": text.config.hidden_size, **(unet or {})}),
-        vae=codec,
+        vae=built,
         text_encoder=text,
         tokenizer=tokenizer,
         scheduler=build_scheduler(**(scheduler or {})),
-        mask_head=MaskHead(factor=2 ** (len(codec.config.block_out_channels) - 1), width=head_width),
+        mask_head=MaskHead(factor=codec.factor_of(built), width=head_width),
     )
-
-
-def _codec_class(folder: Path) -> Any:
-    name = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if name not in CODECS:
-        raise ValueError(f"vae must be one of {', '.join(CODECS)}, got {name} in {folder}; use a base with such a VAE.")
-    return CODECS[name]
 
 
 def _first(layers: list[Path], name: str) -> Path | None:

@@ -25,6 +25,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from factory.models.codec import decoded, scaled_modes
 from factory.models.denoiser import Prediction, classifier_free_guidance, clean_estimate
 from factory.models.joint import JointDenoiser, widened
 from factory.models.latents import mask_to_vae_input
@@ -95,7 +96,7 @@ class Pixel4Denoiser(JointDenoiser):
     def scaled_latents(self, image: Tensor, mask: Tensor) -> Tensor:
         """What `encode` gives: a base's VAE is not whitened."""
         both = torch.cat([image, mask_to_vae_input(mask)[:, :1].to(image)], dim=1)  # (B, 4, H, W)
-        return (self._modes(both.to(self.vae.device, self.vae.dtype)) - self._shift) * self.vae.config.scaling_factor
+        return scaled_modes(self.vae, both)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w), of an image without a lesion."""
@@ -104,12 +105,12 @@ class Pixel4Denoiser(JointDenoiser):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, 4, h, w) -> image (B, 3, H, W) in [-1, 1], mask probability (B, 1, H, W), by one decode."""
-        pixels = self._decoded(latents)
+        pixels = decoded(self.vae, latents)
         return pixels[:, :RGB].clamp(-1, 1), pixels[:, RGB:].sigmoid()
 
     def decoded_image(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) as pixels (B, 3, H, W), not clamped; gradients pass."""
-        return self._decoded(latents)[:, :RGB]
+        return decoded(self.vae, latents)[:, :RGB]
 
     def mask(self, latents: Tensor) -> Tensor:
         """Mask probability (B, 1, H, W): there is no cheaper way to it than the whole decoder."""

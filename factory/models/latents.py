@@ -80,7 +80,7 @@ class LatentStats:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def whiten(self, scaled: Tensor) -> Tensor:
-        """Scaled latents (B, 8, h, w) -> unit variance."""
+        """Scaled latents (B, 8, h, w) -> unit variance; of an image alone, (B, 4, h, w)."""
         mean, std = self._rows(scaled)
         return (scaled - mean) / std
 
@@ -90,10 +90,10 @@ class LatentStats:
         return latents * std + mean
 
     def _rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, (1, 8, 1, 1)."""
+        """Mean and deviation of as many channels as there are, (1, 8, 1, 1)."""
         rows = [[*self.image_mean, *self.mask_mean], [*self.image_std, *self.mask_std]]
         mean, std = torch.tensor(rows, dtype=like.dtype, device=like.device).reshape(2, 1, -1, 1, 1)
-        return mean, std
+        return mean[:, : like.shape[1]], std[:, : like.shape[1]]
 
 
 def mask_to_vae_input(mask: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""LoRA on a joint U-Net, in the file format that diffusers pipelines load.
+"""LoRA on a U-Net, in the file format that diffusers pipelines load.
 
 `pytorch_lora_weights.safetensors` holds the adapter and its metadata; `dual_io.safetensors` holds `conv_in` and
-`conv_out`, which are trained whole and which `load_lora_weights` would refuse in the same file. Alpha equals the
-rank, so a loader that ignores metadata scales it right all the same.
+`conv_out`, or the one of them that is trained whole, which `load_lora_weights` would refuse in the same file. Alpha
+equals the rank, so a loader that ignores metadata scales it right all the same.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ from factory.models.weights import canonical_metadata, refuse_pickled
 TARGETS: tuple[str, ...] = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
 )  # fmt: skip
+ATTENTION: tuple[str, ...] = TARGETS[:4]
 ADAPTER_FILE, DUAL_IO_FILE = "pytorch_lora_weights.safetensors", "dual_io.safetensors"
-IO = ("conv_in", "conv_out")  # trained whole
+IO: tuple[str, ...] = ("conv_in", "conv_out")  # trained whole in the joint family
 _NAME = "default"
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int, whole: Sequence[str] = IO) -> UNet2DConditionModel:
-    """Freeze the U-Net in place, then add what is trained: LoRA of this rank, and whole layers by name, for a joint
-    U-Net `conv_in` and `conv_out`, for a plain one none."""
+def add_lora(
+    unet: UNet2DConditionModel, rank: int, targets: Sequence[str] = TARGETS, whole: Sequence[str] = IO
+) -> UNet2DConditionModel:
+    """Freeze the U-Net in place, then add what is trained: LoRA of this rank, and the convolutions `whole`, for a plain
+    U-Net none."""
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
     unet.add_adapter(config, adapter_name=_NAME)
     for name in whole:
         unet.get_submodule(name).requires_grad_(True)
     return unet
 
 
-def save_lora(directory: str | Path, unet: UNet2DConditionModel, whole: bool = True) -> None:
-    """Write the adapter that `add_lora` made, and if its convolutions trained `whole` those too. The same weights
-    always give the same bytes.
+def save_lora(directory: str | Path, unet: UNet2DConditionModel, whole: Sequence[str] = IO) -> None:
+    """Write the adapter that `add_lora` made, and the convolutions `whole`. The same weights always give the same
+    bytes.
 
     Keys stay PEFT's own: `convert_state_dict_to_diffusers` renames the attention layers only, and of such a mixture
     `load_lora_weights` drops the attention layers with no more than a warning.
@@ -56,19 +59,19 @@ def save_lora(directory: str | Path, unet: UNet2DConditionModel, whole: bool = T
     )
     canonical_metadata(folder / ADAPTER_FILE)
     if whole:
-        save_file(dual_io(unet), folder / DUAL_IO_FILE)
+        save_file(dual_io(unet, whole), folder / DUAL_IO_FILE)
 
 
-def dual_io(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The tensors of `conv_in` and `conv_out`, by their names in the U-Net."""
-    state = {f"{name}.{key}": value for name in IO for key, value in unet.get_submodule(name).state_dict().items()}
+def dual_io(unet: UNet2DConditionModel, whole: Sequence[str] = IO) -> dict[str, Tensor]:
+    """The tensors of the convolutions `whole`, by their names in the U-Net."""
+    state = {f"{name}.{key}": value for name in whole for key, value in unet.get_submodule(name).state_dict().items()}
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
-def load_adapter(unet: UNet2DConditionModel, directory: str | Path) -> UNet2DConditionModel:
+def load_adapter(unet: UNet2DConditionModel, directory: str | Path, whole: Sequence[str] = IO) -> UNet2DConditionModel:
     """Put the adapter in a directory onto the U-Net, in place; the result is bit-identical to the one saved.
 
-    A plain Stable Diffusion LoRA without `dual_io.safetensors` is taken too and leaves both convolutions alone.
+    A plain Stable Diffusion LoRA without `dual_io.safetensors` is taken too and leaves the convolutions `whole` alone.
     """
     folder = Path(directory)
     if not (folder / ADAPTER_FILE).is_file():
@@ -79,7 +82,7 @@ def load_adapter(unet: UNet2DConditionModel, directory: str | Path) -> UNet2DCon
     )
     _check_fits(state, unet, folder / ADAPTER_FILE)
     if (folder / DUAL_IO_FILE).is_file():
-        _load_dual_io(unet, load_file(folder / DUAL_IO_FILE), folder)
+        _load_dual_io(unet, load_file(folder / DUAL_IO_FILE), folder, whole)
     StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, adapter_name=_NAME, metadata=metadata)
     return unet.eval()
 
@@ -114,15 +117,15 @@ def _check_fits(state: Mapping[str, Tensor], unet: UNet2DConditionModel, file: P
         raise ValueError(f"{key} in {file} must be {rule}, got {got}; use the base that the LoRA was fitted on.")
 
 
-def _load_dual_io(unet: UNet2DConditionModel, state: dict[str, Tensor], folder: Path) -> None:
-    for key, value in dual_io(unet).items():
+def _load_dual_io(unet: UNet2DConditionModel, state: dict[str, Tensor], folder: Path, whole: Sequence[str]) -> None:
+    for key, value in dual_io(unet, whole).items():
         found = tuple(state[key].shape) if key in state else None
         if found != tuple(value.shape):
             raise ValueError(
                 f"{DUAL_IO_FILE} in {folder} must hold {key} of shape {tuple(value.shape)}, got {found}; "
                 "use the base that the adapter was fitted on."
             )
-    for name in IO:
+    for name in whole:
         unet.get_submodule(name).load_state_dict(
             {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         )

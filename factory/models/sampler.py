@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from factory.models.denoiser import Denoiser
+from factory.models.denoiser import Denoiser, InContext, Prediction
 from factory.models.solvers import Schedule, schedule
 from factory.records import ACCEPTED, REJECTED
 
@@ -46,7 +46,7 @@ class Gate(Protocol):
 
     def submit(self, ids: list[str], image_latents: Tensor, masks: Tensor | None, stage: Stage) -> Any:
         """Hand over clean image latents (n, C', h, w) and the mask probabilities (n, 1, H, W) that were sampled with
-        them, None for a generator that samples none; get a ticket."""
+        them or planned, None for a generator that has neither; get a ticket."""
         ...
 
     def result(self, ticket: Any) -> list[Verdict]:
@@ -57,7 +57,8 @@ class Gate(Protocol):
 @dataclass(frozen=True, eq=False)
 class SampleJob:
     """One sample to draw. `ungated` ones (the audit share) are judged and never stopped. `unit` only matters where
-    the sampler drains between units."""
+    the sampler drains between units. `context` is what a denoiser that draws into an image reads beside the latents,
+    `mask` where it is to draw, which the gate compares with what it finds."""
 
     sample_id: str
     seed: int
@@ -66,6 +67,8 @@ class SampleJob:
     num_inference_steps: int
     ungated: bool = False
     unit: int = 0
+    context: Tensor | None = None  # (K, h, w)
+    mask: Tensor | None = None  # (1, H, W), planned
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +149,9 @@ class Sampler:
         self._previous = torch.zeros_like(self._latents)
         self._condition = self._unconditional.repeat(slots, 1, 1)  # (S, L, D)
         self._guidance = torch.ones(slots, device=device)
+        self._in_context: InContext | None = denoiser if isinstance(denoiser, InContext) else None
+        channels = self._in_context.context_channels if self._in_context else 0
+        self._context = self._latents.new_zeros(slots, channels, *self._latents.shape[2:])  # (S, K, h, w)
         self._unit: int | None = None
         self._checking: tuple[Any, list[tuple[int, _Slot]]] | None = None  # the checkpoint ticket of the last step
         self._judged: deque[tuple[Any, list[tuple[_Slot, Tensor]]]] = deque()  # final tickets
@@ -188,6 +194,12 @@ class Sampler:
         return bool(self._active())
 
     def _place(self, index: int, job: SampleJob) -> None:
+        if (job.context is None) != (self._in_context is None):
+            rule, got = ("left out for", "one") if self._in_context is None else ("given to", "none")
+            raise ValueError(
+                f"context must be {rule} a generator of family {self.denoiser.family}, got {got} in {job.sample_id}; "
+                "make the job with its denoiser's `context`, if it has that."
+            )
         steps = job.num_inference_steps
         if steps not in self._schedules:
             kind, levels = self.denoiser.prediction_type, self.denoiser.alphas_cumprod.double().cpu().numpy()
@@ -197,6 +209,8 @@ class Sampler:
         self._previous[index] = 0.0
         self._condition[index] = job.condition.to(self._condition)
         self._guidance[index] = job.guidance
+        if job.context is not None:
+            self._context[index] = job.context.to(self._context)
 
     def _free(self, index: int) -> None:
         """Empty a slot: padding is finite and costs no memory of who was there."""
@@ -205,13 +219,12 @@ class Sampler:
         self._previous[index] = 0.0
         self._condition[index] = self._unconditional[0]
         self._guidance[index] = 1.0
+        self._context[index] = 0.0
 
     def _step(self) -> Iterator[Sampled]:
         """One call for all slots; then verdicts of the last step's checkpoints, then new checkpoints, then ends."""
         timesteps, keep, new, old = self._tables()
-        prediction = self.denoiser.predict(
-            self._latents, timesteps, self._condition, self._guidance, self._unconditional
-        )
+        prediction = self._predict(timesteps)
         conditional = self.denoiser.clean(self._latents, timesteps, prediction.conditional)
         guided = self.denoiser.clean(self._latents, timesteps, prediction.guided)
         self._latents = keep * self._latents + new * guided + old * self._previous
@@ -221,6 +234,12 @@ class Sampler:
         yield from self._apply_checkpoints()
         self._submit_checkpoints(conditional)
         yield from self._finish()
+
+    def _predict(self, timesteps: Tensor) -> Prediction:
+        rows = (self._latents, timesteps, self._condition, self._guidance, self._unconditional)
+        if self._in_context is None:
+            return self.denoiser.predict(*rows)
+        return self._in_context.predict(*rows, context=self._context)
 
     def _tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Timesteps (S,) and the solver's three numbers (S, 1, 1, 1), by slot."""
@@ -276,14 +295,24 @@ class Sampler:
             return
         due = [(i, s) for i, s in enumerate(self._slots) if s is not None and s.calls in s.checkpoints]
         if due:
-            ids, rows = [slot.job.sample_id for _, slot in due], [index for index, _ in due]
-            self._checking = (self._submit(ids, conditional[rows], "checkpoint"), due)
+            jobs, rows = [slot.job for _, slot in due], [index for index, _ in due]
+            self._checking = (self._submit(jobs, conditional[rows], "checkpoint"), due)
 
-    def _submit(self, ids: list[str], latents: Tensor, stage: Stage) -> Any:
+    def _submit(self, jobs: list[SampleJob], latents: Tensor, stage: Stage) -> Any:
         assert self.gate is not None
-        joint = self.denoiser.mask_source == "joint"
-        masks = in_fixed_shape(self.denoiser.mask, latents, self.decode_batch) if joint else None
+        ids, masks = [job.sample_id for job in jobs], self._masks(jobs, latents)
         return self.gate.submit(ids, self.denoiser.image_latents(latents), masks, stage)
+
+    def _masks(self, jobs: list[SampleJob], latents: Tensor) -> Tensor | None:
+        """What the gate compares with what it finds, (n, 1, H, W): sampled with the image, planned, or None."""
+        if self.denoiser.mask_source == "joint":
+            return in_fixed_shape(self.denoiser.mask, latents, self.decode_batch)
+        if self.denoiser.mask_source != "planned":
+            return None
+        planned = [job.mask for job in jobs if job.mask is not None]
+        if len(planned) != len(jobs):
+            raise ValueError("mask must be given with every job of a generator that draws into one, got none; plan it.")
+        return torch.stack(planned)
 
     def _finish(self) -> Iterator[Sampled]:
         """Slots whose every call is run are free at once; their samples meet the final gate."""
@@ -294,8 +323,8 @@ class Sampler:
         if self.gate is None:
             yield from self._settle(None, ended)
             return
-        ids, latents = [slot.job.sample_id for slot, _ in ended], torch.stack([latents for _, latents in ended])
-        self._judged.append((self._submit(ids, latents, "final"), ended))
+        jobs, latents = [slot.job for slot, _ in ended], torch.stack([latents for _, latents in ended])
+        self._judged.append((self._submit(jobs, latents, "final"), ended))
 
     def _settle(self, ticket: Any, ended: list[tuple[_Slot, Tensor]]) -> Iterator[Sampled]:
         """Final verdicts: what is to be decoded waits for a full decode batch, the rest leaves."""
@@ -364,16 +393,20 @@ def slot_invariant(denoiser: Denoiser, *, width: int, height: int, slots: int, d
     Two calls for each; where it fails, sample with `drain=True`."""
     found = []
     for place in sorted({0, slots // 2, slots - 1}):
-        crowd = [_probe(denoiser, f"crowd-{i}", 1000 * (place + 1) + i) for i in range(slots)]
-        crowd[place] = _probe(denoiser, "probe", 7)
+        shape = denoiser.latent_shape(width, height)
+        crowd = [_probe(denoiser, f"crowd-{i}", 1000 * (place + 1) + i, shape) for i in range(slots)]
+        crowd[place] = _probe(denoiser, "probe", 7, shape)
         sampler = Sampler(denoiser, width=width, height=height, slots=slots, decode_batch=decode_batch)
         drawn = {sampled.sample_id: sampled for sampled in sampler.run(crowd)}["probe"]
         found.append([_bytes(drawn.latents), _bytes(drawn.image), _bytes(drawn.mask)])
     return all(other == found[0] for other in found)
 
 
-def _probe(denoiser: Denoiser, name: str, seed: int) -> SampleJob:
-    return SampleJob(name, seed, denoiser.condition([f"a lesion, {name}"])[0], guidance=2.0, num_inference_steps=2)
+def _probe(denoiser: Denoiser, name: str, seed: int, shape: tuple[int, int, int]) -> SampleJob:
+    condition, context = denoiser.condition([f"a lesion, {name}"])[0], None
+    if isinstance(denoiser, InContext):  # noise that is the job's own
+        context = initial_noise(seed + 1, (denoiser.context_channels, *shape[1:]))
+    return SampleJob(name, seed, condition, guidance=2.0, num_inference_steps=2, context=context)
 
 
 def _bytes(value: Tensor | None) -> bytes:

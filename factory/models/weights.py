@@ -123,7 +123,7 @@ def check_prediction(config: Mapping[str, Any]) -> None:
     kind = config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"scheduler.prediction_type must be epsilon or v_prediction for a joint generator, got "
+            f"scheduler.prediction_type must be epsilon or v_prediction for a U-Net or a DiT, got "
             f"{kind!r}; use weights with one of these."
         )
     if config.get("rescale_betas_zero_snr") and kind == "epsilon":

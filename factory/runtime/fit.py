@@ -116,7 +116,7 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
 
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import distill, flux, gate, joint_arms, mae
+    from factory.fits import distill, flux, gate, inpaint, joint_arms, mae
 
     run = Run(uri)
     if name == "gate":
@@ -128,7 +128,8 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     if name == "lora":
         images, masks, prompts = _captioned_pairs(corpus, run)
         own, size = recipe.fit.lora, recipe.plan.size
-        return joint_arms.fit_of(generator_of(recipe), images, masks, prompts, own, size, run.store)
+        fitted = inpaint.FitInpaintLora if own.family == "inpaint" else joint_arms.fit_of
+        return fitted(generator_of(recipe), images, masks, prompts, own, size, run.store)
     samples = run.table("samples").read() if run.table("samples").manifest() else None
     if name == "mae":
         return mae.mae_objective(recipe.fit.mae, corpus, samples)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from factory import records
 from factory.recipe import Recipe
 from factory.run import Run
+from factory.runtime.backgrounds import with_pixels
 from factory.runtime.cluster import Pools
 from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
 
@@ -52,6 +53,8 @@ class SynthesizeUnit(UnitStage):
         from factory.runtime.serve import GateHandle
 
         self.plan = Run(run_uri).table("plan")
+        into_images = recipe.plan.generator == "inpaint"
+        self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
         gate = GateHandle(run_uri)
         self.synthesize = self.stage()(
             weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator
@@ -65,4 +68,6 @@ class SynthesizeUnit(UnitStage):
 
     def rows(self, unit: int) -> pa.Table:
         planned = self.plan.read(filter=pc.field("unit") == unit).to_pylist()
+        if self.backgrounds is not None:
+            planned = with_pixels(planned, self.backgrounds)
         return records.rows_to_table("samples", self.synthesize(planned))

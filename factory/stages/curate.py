@@ -25,7 +25,6 @@ from factory.images import (
     RGB,
     ImageProblem,
     Mask,
-    brightest,
     decode_mask,
     decode_rgb,
     encode_grey,
@@ -36,6 +35,7 @@ from factory.images import (
 )  # fmt: skip
 from factory.quality.attributes import estimate_mask
 from factory.quality.copies import describe, packed, view
+from factory.quality.normal_skin import bright_window
 from factory.quality.skin_tone import ita, vignette_mask
 from factory.recipe import CorpusSection
 
@@ -43,7 +43,6 @@ Row = dict[str, Any]
 
 _SAME_ASPECT = 0.02  # relative
 MEASURED_SIDE = 128  # px of the short side; copies, skin and borders are looked for at this size
-_BLACK = 12  # grey levels; a row or column that has nothing brighter is border
 
 
 class CurateImages:
@@ -156,8 +155,5 @@ def measured(rgb: RGB) -> RGB:
 
 def black_border(rgb: RGB) -> float:
     """The share of the picture that is black rows and columns at its edges, 0 to 1."""
-    bright = brightest(rgb) > _BLACK
-    rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
-    if not len(rows):
-        return 1.0
-    return 1.0 - float((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)) / bright.size
+    window = bright_window(rgb)
+    return 1.0 - float(window.sum()) / window.size

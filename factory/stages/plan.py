@@ -73,7 +73,7 @@ def plan_rows(section: PlanSection, fingerprint: str, looks: Mapping[str, Sequen
             "sample_id": identifier, "unit": index // per_unit, "index": index, "round": 0, "retry_of": None,
             "generator": section.generator, "diagnosis": diagnosis, "skin_type": skin_type, "prompt": prompt,
             "text_length": len(prompt.split()), "mask": None, "parents": [], "seed": records.seed_of(identifier),
-            "width": section.size, "height": section.size, "guidance": section.guidance,
+            "box": None, "width": section.size, "height": section.size, "guidance": section.guidance,
             "num_inference_steps": section.num_inference_steps, "audit": identifier in audits,
         }  # fmt: skip
 
@@ -121,7 +121,7 @@ def sample_rows(
             "sample_id": identifier, "unit": 0, "index": index, "round": 0, "retry_of": None,
             "generator": section.generator, "diagnosis": diagnosis, "skin_type": skin_type, "prompt": prompt,
             "text_length": len(prompt.split()), "mask": None, "parents": [], "seed": records.seed_of(identifier),
-            "width": section.size, "height": section.size, "guidance": section.guidance,
+            "box": None, "width": section.size, "height": section.size, "guidance": section.guidance,
             "num_inference_steps": section.num_inference_steps, "audit": True,
         }
         for index, identifier in enumerate(identifiers)

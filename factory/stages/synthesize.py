@@ -2,6 +2,9 @@
 
 Every planned sample comes back: accepted with its pixels, rejected with the gate's reason, or failed with the error
 that stopped it. Nothing in a row depends on the clock, the host, the attempt or the other samples of its unit.
+
+A generator that draws into an image has a `mask` and a `background` in every row (see `stages/backgrounds.py`). What
+it changed outside the mask is measured, then the background is put back there.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ import numpy as np
 import torch
 
 from factory import records
-from factory.images import encode_mask, encode_png
-from factory.models.denoiser import Denoiser
+from factory.images import RGB, encode_mask, encode_png, read_mask, read_png, resized
+from factory.models.denoiser import Denoiser, InContext
 from factory.models.families import load_denoiser
-from factory.models.sampler import Gate, Sampled, SampleJob, Sampler
+from factory.models.sampler import Gate, Sampled, SampleJob, Sampler, in_fixed_shape
+from factory.quality.paste import background_psnr, pasted
 from factory.recipe import GateSection, SynthesizeSection
 
 Row = dict[str, Any]
+CONTEXT_BATCH = 4  # backgrounds are encoded at one shape, so that a sample never depends on its neighbours
 
 
 class SynthesizeSamples:
@@ -84,14 +89,26 @@ class SynthesizeSamples:
         return [
             SampleJob(
                 row["sample_id"], row["seed"], self._conditions[row["prompt"]], row["guidance"],
-                row["num_inference_steps"], ungated=bool(row["audit"]), unit=row["unit"],
+                row["num_inference_steps"], ungated=bool(row["audit"]), unit=row["unit"], **planned,
             )
-            for row in rows
+            for row, planned in zip(rows, self._planned(rows), strict=True)
         ]  # fmt: skip
 
+    def _planned(self, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
+        """Context and mask of each row, for a generator that draws into an image; nothing for the others."""
+        denoiser = self.denoiser
+        if not isinstance(denoiser, InContext):
+            return [{} for _ in rows]
+        pixels = torch.stack([torch.from_numpy(background_of(row)).permute(2, 0, 1) for row in rows])
+        masks = torch.stack([torch.from_numpy(read_mask(row["mask"]["bytes"]).copy())[None] for row in rows]).float()
+        both = torch.cat([pixels.float() / 127.5 - 1, masks], dim=1)  # (n, 4, H, W)
+        contexts = in_fixed_shape(lambda part: denoiser.context(part[:, :3], part[:, 3:]), both, CONTEXT_BATCH)
+        return [{"context": context, "mask": mask} for context, mask in zip(contexts.cpu(), masks, strict=True)]
+
     def _row(self, row: Row) -> Row:
-        """What is true of the row whatever became of it. The plan's own mask, if any, is not the sample's."""
-        kept = {name: value for name, value in row.items() if name != "mask"}
+        """What is true of the row whatever became of it. The plan's own mask, if any, is the sample's only once it is
+        drawn."""
+        kept = {name: value for name, value in row.items() if name not in ("mask", "background")}
         return kept | {
             "batch_shape": self.section.slots, "num_threads": self.section.num_threads,
             "weights_digest": self.denoiser.digest, "gate_digest": self.gate_digest,
@@ -108,10 +125,12 @@ class SynthesizeSamples:
             done["latents"] = sampled.latents.half().numpy().tobytes()
         if sampled.image is None or sampled.mask is None:
             return done
-        return done | self._pixels(row["sample_id"], sampled.image, sampled.mask)
+        rgb = ((sampled.image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        if self.denoiser.mask_source == "planned":
+            return done | _in_its_background(row, rgb)
+        return done | self._pixels(row["sample_id"], rgb, sampled.mask)
 
-    def _pixels(self, name: str, image: torch.Tensor, mask: torch.Tensor) -> Row:
-        rgb = ((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    def _pixels(self, name: str, rgb: RGB, mask: torch.Tensor) -> Row:
         image_of = {"image": records.image_struct(encode_png(np.ascontiguousarray(rgb)), f"{name}.png")}
         if self.denoiser.mask_source is None:
             return image_of
@@ -119,3 +138,23 @@ class SynthesizeSamples:
         return image_of | {
             "mask": records.image_struct(encoded, f"{name}-mask.png"), "mask_source": self.denoiser.mask_source,
         }  # fmt: skip
+
+
+def background_of(row: Row) -> RGB:
+    """The background of a planned row at the sample's size, (H, W, 3); a ValueError if it has none or no mask."""
+    if not row.get("background") or not row.get("mask"):
+        raise ValueError(
+            f"a plan for a generator that draws into an image must have a background and a mask in every row, got "
+            f"none in {row['sample_id']}; plan with plan.generator set to that generator."
+        )
+    return np.ascontiguousarray(resized(read_png(row["background"]["bytes"]), row["width"], row["height"]))
+
+
+def _in_its_background(row: Row, drawn: RGB) -> Row:
+    """The columns of a drawn row: its pixels with the background outside the planned mask."""
+    name, background, mask = row["sample_id"], background_of(row), read_mask(row["mask"]["bytes"])
+    return {
+        "image": records.image_struct(encode_png(pasted(drawn, background, mask)), f"{name}.png"),
+        "mask": records.image_struct(encode_mask(mask), f"{name}-mask.png"), "mask_source": "planned",
+        "score_background_psnr": background_psnr(drawn, background, mask),
+    }  # fmt: skip

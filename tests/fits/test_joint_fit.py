@@ -15,7 +15,7 @@ from tiny_sd import SIDE, save_pipeline
 from torch import Tensor, nn
 
 from factory import phantom
-from factory.fits.joint import FitLora, encode_pairs, square_pair
+from factory.fits.joint import FitLora, encode_pairs, lesion_square
 from factory.fits.joint_arms import FitCascaded, FitPixel4, FitPixel4Vae, fit_of
 from factory.fits.loop import train
 from factory.fits.objective import RowNoise, batch_rows
@@ -384,7 +384,7 @@ def test_a_pair_whose_latents_are_not_finite_is_left_out_counted_and_said_in_the
 ) -> None:
     # Half precision ends at 65,504: with this scaling the latents of one pair go beyond it and the others' do not.
     plain = fit(base, **ARMS[arm])
-    latents, _ = encode_pairs(plain.denoiser, COUNT, lambda k: square_pair(IMAGES[k], MASKS[k], SIDE), SIDE)
+    latents, _ = encode_pairs(plain.denoiser, COUNT, lambda k: lesion_square(IMAGES[k], MASKS[k], SIDE), SIDE)
     peaks = np.abs(latents.astype(np.float32)).max(axis=(1, 2, 3))
     worst, second = int(peaks.argmax()), float(np.sort(peaks)[-2])
     other = save_pipeline(tmp_path / "base")
@@ -397,7 +397,7 @@ def test_a_pair_whose_latents_are_not_finite_is_left_out_counted_and_said_in_the
     assert torch.isfinite(found["latents"]).all()
     wanted = objective.denoiser.condition([PROMPTS[k] for k in kept])
     torch.testing.assert_close(found["condition"], wanted, rtol=0, atol=1e-5)
-    shrunk = np.stack([square_pair(IMAGES[k], MASKS[k], SIDE)[1] for k in kept])
+    shrunk = np.stack([lesion_square(IMAGES[k], MASKS[k], SIDE)[1] for k in kept])
     assert np.array_equal(found["mask"][:, 0].numpy() > 0.5, shrunk)
     objective.save(objective.build(), tmp_path)
     assert json.loads((tmp_path / "card.json").read_text())["dropped"] == {"non_finite_latents": 1}

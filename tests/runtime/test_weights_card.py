@@ -76,7 +76,9 @@ def test_a_card_says_all_that_binds_weights_and_all_that_they_cost(
     assert card["bytes"] == sum(file.stat().st_size for file in files)
     assert card["digest"] == tree_digest(tmp_path / "weights")
     assert card["inputs"]["tables"] == {name: run.table(name).digest() for name in ("corpus", "captions")}
-    assert card["inputs"]["section"] == wanted.fit.lora.model_dump(mode="json", exclude=FREE | set(FAMILIES) - {"joint"})
+    assert card["inputs"]["section"] == wanted.fit.lora.model_dump(
+        mode="json", exclude=FREE | set(FAMILIES) - {"joint"}
+    )
     assert card["base"] == {"name": str(base), "licence": "openrail++", "digest": generator_digest(base)}
     assert card["licence"] == "Apache-2.0 AND CC-BY-4.0 AND openrail++ AND unknown"  # what is tested on binds nothing
     assert card["objective"] == "lora" and told.items() <= card.items() and card["dropped"] == {}

@@ -1,0 +1,227 @@
+"""DiffAug's fit (arXiv 2508.17844): LoRA on a frozen inpainting U-Net, over images with masks and captions.
+
+    L = mean |e - e_hat|^2 + lambda_preserve mean over the background of (1 - M) |z0_hat - z_n|^2
+
+M is the lesion's mask, dilated so that no rim of the lesion shows beside it; the network sees the image with grey where
+M is. z_n are the latents of the image itself, which outside M is normal skin, and z0_hat is the clean estimate of
+Eq. 11. That estimate means little where noise prevails, so the second term is of timesteps below a share of the
+schedule only. The public text gives no lambda_preserve: 0.1 keeps the term below the first one there. A base that had
+to be widened has its `conv_in` trained whole, for its new columns are zero.
+
+Latents are encoded once, and a row's latents, mask and caption are read by one index, so they can never come apart.
+
+Letters: N rows, B of a batch, h and w latent sides, U different captions, L tokens, D token width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from factory import records
+from factory.fits.joint import ENCODE_BATCH, TEXT_CACHE, lesion_square
+from factory.fits.objective import RowNoise
+from factory.fits.presets import Preset, preset_of
+from factory.fits.weighting import snr_weights
+from factory.images import read_mask
+from factory.models.denoiser import clean_estimate
+from factory.models.inpaint import WHOLE, InpaintDenoiser, load_unet, predicted
+from factory.models.lora import ATTENTION, add_lora, load_adapter, save_lora
+from factory.models.text_cache import TextEmbeddings
+from factory.models.weights import text_encoder_digest
+from factory.recipe import LoraSection
+from factory.storage import Store
+
+NO_MASK, EMPTY_MASK, FULL_MASK = "no_mask", "empty_mask", "full_mask"
+NON_FINITE_LATENTS = "non_finite_latents"
+
+
+class MaskedExamples:
+    """Latents (N, 4, h, w) and contexts (N, 5, h, w), float16, with captions embedded before: conditions (U, L, D)
+    float32 and which of them is each row's, index (N,)."""
+
+    def __init__(self, latents: Tensor, contexts: Tensor, conditions: Tensor, index: np.ndarray) -> None:
+        self.latents, self.contexts, self.conditions, self.index = latents, contexts, conditions, index
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        rows = torch.from_numpy(indices)
+        return {
+            "latents": self.latents[rows].float(), "context": self.contexts[rows].float(),
+            "condition": self.conditions[torch.from_numpy(self.index[indices])],
+        }  # fmt: skip
+
+
+class FitInpaintLora:
+    """Objective: LoRA on a frozen inpainting U-Net, and `conv_in` whole where it was widened.
+
+    images and masks: encoded PNG bytes, a mask may be None; prompts: their captions. Images that are not `size` px
+    square are cut about the lesion and scaled. A row is left out that has no mask (`no_mask`), whose mask is empty or
+    covers the whole image at the latents' size (`empty_mask`, `full_mask`), or whose latents are not finite; `dropped`
+    counts them. cache: see `FitLora`.
+    """
+
+    def __init__(
+        self, weights: Path, images: Sequence[bytes], masks: Sequence[bytes | None], prompts: Sequence[str],
+        section: LoraSection, size: int, cache: Store | None = None,
+    ) -> None:  # fmt: skip
+        own = section.inpaint
+        self.weights, self.section, self.size = weights, section, size
+        self.preset = Preset("attention", section.rank, "") if own.preset is None else preset_of("inpaint", own.preset)
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # of the worker, which builds its objective itself
+        denoiser = InpaintDenoiser.load(weights)
+        denoiser.dilation = own.dilation
+        denoiser.to(device)
+        latents, contexts, kept, self.dropped = encode_masked(denoiser, images, masks, size)
+        self.texts = TextEmbeddings(cache, TEXT_CACHE, denoiser.condition, _text_digest(weights, denoiser))
+        found, index = self.texts.of([*(prompts[row] for row in kept), ""])
+        self._empty = found[index[-1]][None]  # (1, L, D)
+        self.examples = MaskedExamples(latents, contexts, found, index[:-1])
+        self.kind, self.alphas_cumprod = denoiser.prediction_type, denoiser.alphas_cumprod.cpu()
+        self.factor, self._unet = denoiser.factor, denoiser.unet.to("cpu")
+        self.whole: tuple[str, ...] = WHOLE if denoiser.widened else ()
+        self._fresh = {name: value.clone() for name, value in self._unet.conv_in.state_dict().items()}
+        self.texts.embed = _embedded_before  # so that the text encoders and the VAE are let go
+
+    def build(self) -> nn.Module:
+        """The U-Net with a fresh adapter, a function of the seed alone."""
+        unet = self._unet
+        if getattr(unet, "peft_config", None):  # built before
+            unet.unload_lora()
+            unet.conv_in.load_state_dict(self._fresh)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.section.seed)
+            add_lora(unet, self.preset.rank, ATTENTION, self.whole)
+        if self.section.inpaint.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        return unet.train()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+        latents, context, own = batch["latents"], batch["context"], self.section.inpaint
+        dropped = (noise.uniform(1, 1) < self.section.caption_dropout).to(latents.device)
+        condition = torch.where(dropped, self._empty.to(latents.device), batch["condition"])
+        timesteps = noise.integers(len(self.alphas_cumprod))  # (B,)
+        alpha_bar = self.alphas_cumprod[timesteps].to(latents.device)
+        eps = noise.normal(*latents.shape[1:]).to(latents)
+        signal, spread = _levels(alpha_bar)
+        noisy = signal * latents + spread * eps
+        found = predicted(model, noisy, timesteps.to(latents.device), condition, context, self.factor)
+        early = timesteps >= own.preserve_below * len(self.alphas_cumprod)
+        return inpaint_loss(
+            self.kind, alpha_bar, latents=latents, noise=eps, predicted=found, mask=context[:, :1],
+            lambda_preserve=own.lambda_preserve, counted=~early.to(latents.device),
+        )  # fmt: skip
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """`pytorch_lora_weights.safetensors`, `dual_io.safetensors` where `conv_in` was trained, and a card."""
+        save_lora(directory, model.eval(), self.whole)  # type: ignore[arg-type]
+        own = self.section.inpaint
+        card = {
+            "preset": own.preset, "rank": self.preset.rank, "targets": self.preset.targets, "size": self.size,
+            "lambda_preserve": own.lambda_preserve, "preserve_below": own.preserve_below, "dilation": own.dilation,
+            "widened": bool(self.whole), "num_images": len(self.examples), "dropped": dict(self.dropped),
+        }  # fmt: skip
+        (directory / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+    def load(self, directory: Path) -> nn.Module:
+        """The U-Net with the adapter that `save` wrote over it."""
+        return load_adapter(load_unet(self.weights)[0], directory, WHOLE)
+
+
+def inpaint_loss(
+    kind: str,
+    alpha_bar: Tensor,
+    *,
+    latents: Tensor,
+    noise: Tensor,
+    predicted: Tensor,
+    mask: Tensor,
+    lambda_preserve: float,
+    counted: Tensor,
+    gamma: float | None = None,
+) -> dict[str, Tensor]:
+    """The objective above, of what the network predicted: `loss`, `noise_mse`, `preserve`.
+
+    alpha_bar (B,); latents, noise and predicted (B, 4, h, w); mask (B, 1, h, w) in {0, 1}; counted (B,) bool: the rows
+    whose clean estimate is to keep the background, the others count as zero there, so that the mean does not depend on
+    how a batch is split over workers. gamma: see `snr_weights`.
+    """
+    signal, spread = _levels(alpha_bar)
+    target = noise if kind == "epsilon" else signal * noise - spread * latents
+    rows = (predicted - target).square().flatten(1).mean(1)  # (B,)
+    noise_mse = (snr_weights(kind, alpha_bar, gamma) * rows).mean()
+    estimate = clean_estimate(kind, signal * latents + spread * noise, predicted, alpha_bar)
+    changed = torch.where(counted, background_error(estimate, latents, mask), 0.0).mean()
+    return {"loss": noise_mse + lambda_preserve * changed, "noise_mse": noise_mse, "preserve": changed}
+
+
+def background_error(estimate: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
+    """Mean square of what a clean estimate changed outside the mask, (B,); 0 for a mask that leaves nothing outside."""
+    outside = 1 - mask  # (B, 1, h, w)
+    errors = (outside * (estimate - latents).square()).flatten(1).sum(1)
+    return errors / (outside.flatten(1).sum(1) * latents.shape[1]).clamp_min(1)
+
+
+def encode_masked(
+    denoiser: InpaintDenoiser, images: Sequence[bytes], masks: Sequence[bytes | None], size: int
+) -> tuple[Tensor, Tensor, list[int], Counter[str]]:
+    """Latents (N, 4, h, w) and contexts (N, 5, h, w) float16 of the rows that can be fitted, the numbers of those rows,
+    and how many were left out, by reason."""
+    shape = denoiser.latent_shape(size, size)
+    latents, contexts, kept = [torch.empty(0, *shape)], [torch.empty(0, 1 + shape[0], *shape[1:])], list[int]()
+    dropped: Counter[str] = Counter()
+    for start in range(0, len(images), ENCODE_BATCH):
+        numbers, pairs = [], []
+        for number in range(start, min(start + ENCODE_BATCH, len(images))):
+            mask = masks[number]
+            if mask is None or not read_mask(mask).any():
+                dropped[NO_MASK if mask is None else EMPTY_MASK] += 1
+                continue
+            numbers.append(number)
+            pairs.append(lesion_square(images[number], mask, size))
+        if not pairs:
+            continue
+        pixels = torch.from_numpy(np.stack([rgb for rgb, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        found = torch.from_numpy(np.stack([mask for _, mask in pairs])[:, None]).float()
+        encoded, context = denoiser.encode_image(pixels).cpu().half(), denoiser.context(pixels, found).cpu().half()
+        reasons = [_unfit(row, around) for row, around in zip(encoded, context, strict=True)]
+        dropped.update(reason for reason in reasons if reason is not None)
+        fit = torch.tensor([reason is None for reason in reasons])
+        latents.append(encoded[fit])
+        contexts.append(context[fit])
+        kept += [number for number, reason in zip(numbers, reasons, strict=True) if reason is None]
+    return torch.cat(latents).half(), torch.cat(contexts).half(), kept, dropped
+
+
+def _unfit(latents: Tensor, context: Tensor) -> str | None:
+    """Why a row (4, h, w) with its context (5, h, w) cannot be fitted."""
+    if not context[0].any():
+        return EMPTY_MASK
+    if context[0].all():
+        return FULL_MASK
+    finite = torch.isfinite(latents).all() and torch.isfinite(context).all()
+    return None if finite else NON_FINITE_LATENTS
+
+
+def _levels(alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+    """Signal and spread of a level, (B, 1, 1, 1)."""
+    level = alpha_bar.reshape(-1, 1, 1, 1)
+    return level.sqrt(), (1 - level).sqrt()
+
+
+def _text_digest(weights: Path, denoiser: InpaintDenoiser) -> str:
+    """Of what decides how a prompt is packed: SDXL's encoders, and whether its empty prompt is zeros."""
+    found = text_encoder_digest(weights)
+    return records.digest(found, denoiser.zero_empty) if denoiser.xl else found
+
+
+def _embedded_before(prompts: list[str]) -> Tensor:
+    raise AssertionError(f"embedded after the text encoders were let go: {prompts[:3]}")

@@ -174,16 +174,27 @@ class FluxSection(Section):
     gradient_checkpointing: bool = True
 
 
+class ClassesSection(Section):
+    """What only a class-conditional generator asks for (DerMAE)."""
+
+    preset: Literal["budget", "dermae_dit_b", "dermae_unet"] = "budget"  # the network of a fit from nothing
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"  # of a fit from nothing
+    classes: list[str] = []  # diagnoses to learn; empty: plan.diagnoses
+
+
 class LoraSection(FitSection):
     """LoRA on a generator. alpha equals the rank: a loader that ignores metadata then still scales it right."""
 
-    family: Literal["joint", "flux"] = "joint"
+    family: Literal["joint", "flux", "class_conditional"] = "joint"
+    train_mode: Literal["lora", "full"] = "lora"  # full: every weight of the network, which then is a whole generator
     rank: Count = 16
     learning_rate: Positive = 3e-4
-    caption_dropout: Share = 0.1
+    caption_dropout: Share = 0.1  # the share of rows fitted without their caption or class, for guidance
+    min_snr_gamma: Positive | None = None  # weights of noise levels (Hang et al.), null: all alike
     mask_weight: Annotated[float, Field(ge=0.0)] = 1.0  # lambda_m: the mask latents' share of the loss
     head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
     flux: FluxSection = FluxSection()
+    class_conditional: ClassesSection = ClassesSection()
 
 
 class GateFitSection(FitSection):
@@ -233,7 +244,8 @@ class PlanSection(Section):
     """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
 
     count: Count = 256
-    generator: Literal["joint", "flux"] = "joint"  # what synthesize.weights hold, by which samples are told apart
+    # What synthesize.weights hold, by which samples are told apart.
+    generator: Literal["joint", "flux", "class_conditional"] = "joint"
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
     bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)

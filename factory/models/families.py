@@ -8,7 +8,9 @@ from factory.models.denoiser import Denoiser
 from factory.models.weights import family_of
 
 # The families of directories that each family loads.
-BASES: dict[str, tuple[str, ...]] = {"flux": ("flux",), "joint": ("joint",)}
+BASES: dict[str, tuple[str, ...]] = {
+    "flux": ("flux",), "joint": ("joint",), "class_conditional": ("class_conditional",),
+}  # fmt: skip
 
 
 def check_base(directory: str | Path, family: str, field: str = "synthesize.weights") -> str:
@@ -31,6 +33,10 @@ def load_denoiser(directory: str | Path, adapter: str | Path | None = None, fami
         from factory.models.flux import FluxDenoiser
 
         return FluxDenoiser.load(directory, adapter)
+    if chosen == "class_conditional":
+        from factory.models.class_conditional import ClassConditionalDenoiser
+
+        return ClassConditionalDenoiser.load(directory, adapter)
     from factory.models.joint import JointDenoiser
 
     return JointDenoiser.load(directory, adapter)

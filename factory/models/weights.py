@@ -12,7 +12,7 @@ STARTER = Path(__file__).resolve().parent.parent / "starter"
 FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
 _DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json")
-_CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json")
+_CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json", "labels.json")
 # What a directory's denoising network is, by its class, and for a U-Net with text by its channels in.
 _NETWORKS = {"FluxTransformer2DModel": "flux", "DiTTransformer2DModel": "class_conditional",
              "UNet2DModel": "class_conditional"}  # fmt: skip
@@ -72,6 +72,12 @@ def generator_digest(directory: str | Path, adapter: str | Path | None = None) -
         laid = [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))
         total.update(_listed(over.parent, [over]) if over.is_file() else _listed(over, laid))
     return total.hexdigest()
+
+
+def is_whole_generator(directory: str | Path) -> bool:
+    """Whether fitted weights are a generator of their own (`"mode": "full"` in their card) and no adapter."""
+    card = Path(directory) / "card.json"
+    return card.is_file() and json.loads(card.read_text()).get("mode") == "full"
 
 
 def text_encoder_digest(directory: str | Path) -> str:

@@ -86,17 +86,23 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     from factory.stages import plan as planning
     from factory.tables import fingerprint_of
 
-    table = run.table("plan")
-    looks, parents = _looks(run, recipe.plan.bank)
+    table, section = run.table("plan"), recipe.plan
+    looks, parents = ({}, {}) if section.generator == "class_conditional" else _looks(run, section.bank)
+    real = None
+    if section.balance == "largest":
+        run.table("corpus").sealed()
+        real = planning.class_counts(run.table("corpus").read(["diagnosis", "split", "outcome"]))
+        parents = parents | {"corpus": run.table("corpus").origin()}
     fingerprint = fingerprint_of(recipe, "plan", parents, {})
+    del fingerprint["plan.balance" if section.balance == "equal" else "plan.count"]  # what does not count, or is new
     table.require(fingerprint)
     named_by = {name: value for name, value in fingerprint.items() if name != "plan.unit_rows"}
-    rows = list(planning.plan_rows(recipe.plan, records.digest(json.dumps(named_by, sort_keys=True)), looks))
+    rows = list(planning.plan_rows(section, records.digest(json.dumps(named_by, sort_keys=True)), looks, real))
     parts = [rows[start : start + planning.PART_ROWS] for start in range(0, len(rows), planning.PART_ROWS)]
     for part in table.missing(len(parts)):
         table.commit(part, records.rows_to_table("plan", parts[part]), row_group_by="unit")
     table.seal(len(parts), fingerprint, {name: run.table(name).digest() for name in parents})
-    cells = len(planning.quotas(recipe.plan))
+    cells = len({(row["diagnosis"], row["skin_type"]) for row in rows})
     echo(f"plan        {len(rows)} rows in {rows[-1]['unit'] + 1} units over {cells} cells")
 
 

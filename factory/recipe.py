@@ -243,7 +243,8 @@ class FitsSection(Section):
 class PlanSection(Section):
     """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
 
-    count: Count = 256
+    balance: Literal["equal", "largest"] = "equal"  # over the cells; or each class up to the corpus's largest (DerMAE)
+    count: Count = 256  # of `largest` there is no choice, so it is not read
     # What synthesize.weights hold, by which samples are told apart.
     generator: Literal["joint", "flux", "class_conditional"] = "joint"
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
@@ -272,7 +273,7 @@ class PlanSection(Section):
                 except ValueError as error:
                     problems.append(str(error))
         cells = len(self.diagnoses) * len(self.skin_types)
-        if self.count < cells:
+        if self.count < cells and self.balance == "equal":
             problems.append(f"count must give every cell at least one sample: {cells} cells, got count {self.count}")
         _refuse(problems)
         return self

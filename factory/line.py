@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from factory import records
-from factory.models.weights import generator_digest, tree_digest
+from factory.models.weights import check_classes, family_of, generator_digest, tree_digest
 from factory.recipe import Recipe
 from factory.run import Run
 
@@ -137,6 +137,8 @@ def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
 
     run.table("plan").sealed()
     generator, adapter, gate = weights_of(run, recipe)
+    if recipe.plan.generator == "class_conditional" == family_of(generator):
+        check_classes(generator, recipe.plan.diagnoses)
     digests = {"generator": generator_digest(generator, adapter), "gate": tree_digest(gate)}
     paths = {"generator": str(generator), "adapter": None if adapter is None else str(adapter)}
     with cluster.connect() as resources:

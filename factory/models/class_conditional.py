@@ -36,9 +36,9 @@ from factory.models.denoiser import Prediction, PredictionType, classifier_free_
 from factory.models.latents import LatentStats
 from factory.models.loading import checked_directory, load_part, module_digest, tensor_bytes
 from factory.models.starter import checked_scheduler
-from factory.models.weights import family_of, generator_digest
+from factory.models.weights import LABELS_FILE, family_of, generator_digest, read_labels
 
-LABELS_FILE, STATS_FILE = "labels.json", "latent_stats.json"
+STATS_FILE = "latent_stats.json"
 PIPELINE_NULL = 1000  # the null class of `DiTPipeline`, whatever the number of classes
 
 
@@ -227,21 +227,6 @@ class ClassConditionalDenoiser:
     def image_latents(self, latents: Tensor) -> Tensor:
         """All of them; `vae_digest` names this space."""
         return latents
-
-
-def read_labels(directory: Path) -> dict[str, int]:
-    """The number of every class name of a directory: `id2label` of model_index.json, whose names may be several with
-    commas between them as ImageNet's are, or labels.json."""
-    index, own = directory / "model_index.json", directory / LABELS_FILE
-    found: Any = json.loads(index.read_text()).get("id2label") if index.is_file() else None
-    if found is None and own.is_file():
-        found = json.loads(own.read_text())
-    if not isinstance(found, dict) or not found:
-        raise ValueError(
-            f"weights must name their classes in id2label of model_index.json or in {LABELS_FILE}, got neither in "
-            f"{directory}; write there which number each class has."
-        )
-    return {name.strip(): int(number) for number, names in found.items() for name in str(names).split(",")}
 
 
 def _check_labels(labels: Mapping[str, int], null: int) -> None:

@@ -373,7 +373,8 @@ def slot_invariant(denoiser: Denoiser, *, width: int, height: int, slots: int, d
 
 
 def _probe(denoiser: Denoiser, name: str, seed: int) -> SampleJob:
-    return SampleJob(name, seed, denoiser.condition([f"a lesion, {name}"])[0], guidance=2.0, num_inference_steps=2)
+    # The empty prompt is the one that every family knows; the rows differ by their noise.
+    return SampleJob(name, seed, denoiser.condition([""])[0], guidance=2.0, num_inference_steps=2)
 
 
 def _bytes(value: Tensor | None) -> bytes:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
 _DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json")
-_CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json", "labels.json")
+LABELS_FILE = "labels.json"
+_CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json", LABELS_FILE)
 # What a directory's denoising network is, by its class, and for a U-Net with text by its channels in.
 _NETWORKS = {"FluxTransformer2DModel": "flux", "DiTTransformer2DModel": "class_conditional",
              "UNet2DModel": "class_conditional"}  # fmt: skip
@@ -72,6 +75,32 @@ def generator_digest(directory: str | Path, adapter: str | Path | None = None) -
         laid = [over / name for name in _ADAPTER] + sorted(over.glob("mask_head/*.safetensors"))
         total.update(_listed(over.parent, [over]) if over.is_file() else _listed(over, laid))
     return total.hexdigest()
+
+
+def read_labels(directory: Path) -> dict[str, int]:
+    """The number of every class name of a directory: `id2label` of model_index.json, whose names may be several with
+    commas between them as ImageNet's are, or labels.json."""
+    index, own = directory / "model_index.json", directory / LABELS_FILE
+    found: Any = json.loads(index.read_text()).get("id2label") if index.is_file() else None
+    if found is None and own.is_file():
+        found = json.loads(own.read_text())
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            f"weights must name their classes in id2label of model_index.json or in {LABELS_FILE}, got neither in "
+            f"{directory}; write there which number each class has."
+        )
+    return {name.strip(): int(number) for number, names in found.items() for name in str(names).split(",")}
+
+
+def check_classes(directory: str | Path, diagnoses: Sequence[str]) -> None:
+    """Refuse a plan of diagnoses that a class-conditional generator has not learnt."""
+    known = read_labels(Path(directory))
+    missing = [diagnosis for diagnosis in diagnoses if diagnosis not in known]
+    if missing:
+        raise ValueError(
+            f"plan.diagnoses must be classes of the generator ({', '.join([*known][:12])}), got {', '.join(missing)}; "
+            "fit them, or leave them out."
+        )
 
 
 def is_whole_generator(directory: str | Path) -> bool:

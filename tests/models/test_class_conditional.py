@@ -12,13 +12,13 @@ from diffusers import DiTPipeline
 from tiny_classes import CLASSES, build_classes, plain_scheduler
 
 from factory.models import codec
-from factory.models.class_conditional import ClassConditionalDenoiser, read_labels
+from factory.models.class_conditional import ClassConditionalDenoiser
 from factory.models.class_lora import add_lora, load_adapter, save_adapter
 from factory.models.class_networks import NETWORKS, build_network, class_tables, null_class, take_classes
 from factory.models.families import check_base, load_denoiser, vae_digest_of
 from factory.models.joint import JointDenoiser
-from factory.models.sampler import Sampled, SampleJob, Sampler
-from factory.models.weights import STARTER, family_of, generator_digest
+from factory.models.sampler import Sampled, SampleJob, Sampler, slot_invariant
+from factory.models.weights import STARTER, check_classes, family_of, generator_digest, read_labels
 
 SIDE = 16  # px: latents of 8 x 8
 
@@ -141,6 +141,11 @@ def test_a_batch_of_different_classes_equals_single_ones() -> None:
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_the_probe_of_slots_takes_a_generator_by_class(kind: str) -> None:
+    assert slot_invariant(build_classes(kind), width=SIDE, height=SIDE, slots=3, decode_batch=2)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_classes_can_be_taken_in_another_order_and_more_than_once(kind: str) -> None:
     denoiser = build_classes(kind)
     before = [table.weight.clone() for table in class_tables(denoiser.network)]
@@ -191,6 +196,13 @@ def test_a_lora_of_another_base_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_class_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(ValueError, match="class must be a known word, got 'melanma'; did you mean 'melanoma'?"):
         build_classes().condition(["nevus", "melanma"])
+
+
+def test_a_plan_of_classes_that_the_generator_has_not_learnt_is_refused(tmp_path: Path) -> None:
+    build_classes().save(tmp_path)
+    check_classes(tmp_path, ["nevus", "melanoma"])
+    with pytest.raises(ValueError, match=r"of the generator \(nevus, melanoma, seb.*\), got vascular; fit them"):
+        check_classes(tmp_path, ["nevus", "vascular"])
 
 
 def test_directories_of_other_families_and_without_names_are_refused(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def fit(
     describe: Annotated[
         bool, typer.Option("--describe", help="lora: print what a preset trains, as JSON; nothing else.")
     ] = False,
-    family: Annotated[str | None, typer.Option("--family", help="With --describe: flux or joint.")] = None,
+    family: Annotated[str | None, typer.Option("--family", help="With --describe; `fit list` names them.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="With --describe; `fit list` names them.")] = None,
     base: Annotated[
         Path | None, typer.Option("--base", help="With --describe: a diffusers directory other than the family's own.")

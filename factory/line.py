@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from factory import records
-from factory.models.weights import generator_digest, tree_digest
+from factory.models.weights import check_classes, family_of, generator_digest, tree_digest
 from factory.recipe import Recipe
 from factory.run import Run
 
@@ -86,25 +86,31 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     from factory.stages import plan as planning
     from factory.tables import fingerprint_of
 
-    table = run.table("plan")
-    looks, parents = _looks(run, recipe.plan.bank)
-    into_images = recipe.plan.generator == "inpaint"
+    table, section = run.table("plan"), recipe.plan
+    looks, parents = ({}, {}) if section.generator == "class_conditional" else _looks(run, section.bank)
+    into_images = section.generator == "inpaint"
     if into_images:
         from factory.runtime import backgrounds
 
         backgrounds.find(run, recipe, echo)
         parents = parents | {"backgrounds": run.table("backgrounds").origin()}
+    real = None
+    if section.balance == "largest":
+        run.table("corpus").sealed()
+        real = planning.class_counts(run.table("corpus").read(["diagnosis", "split", "outcome"]))
+        parents = parents | {"corpus": run.table("corpus").origin()}
     fingerprint = fingerprint_of(recipe, "plan", parents, {})
+    del fingerprint["plan.balance" if section.balance == "equal" else "plan.count"]  # what does not count, or is new
     table.require(fingerprint)
     named_by = {name: value for name, value in fingerprint.items() if name != "plan.unit_rows"}
-    rows = list(planning.plan_rows(recipe.plan, records.digest(json.dumps(named_by, sort_keys=True)), looks))
+    rows = list(planning.plan_rows(section, records.digest(json.dumps(named_by, sort_keys=True)), looks, real))
     if into_images:
         rows = backgrounds.lay_under(run, rows)
     parts = [rows[start : start + planning.PART_ROWS] for start in range(0, len(rows), planning.PART_ROWS)]
     for part in table.missing(len(parts)):
         table.commit(part, records.rows_to_table("plan", parts[part]), row_group_by="unit")
     table.seal(len(parts), fingerprint, {name: run.table(name).digest() for name in parents})
-    cells = len(planning.quotas(recipe.plan))
+    cells = len({(row["diagnosis"], row["skin_type"]) for row in rows})
     echo(f"plan        {len(rows)} rows in {rows[-1]['unit'] + 1} units over {cells} cells")
 
 
@@ -139,6 +145,8 @@ def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
 
     run.table("plan").sealed()
     generator, adapter, gate = weights_of(run, recipe)
+    if recipe.plan.generator == "class_conditional" == family_of(generator):
+        check_classes(generator, recipe.plan.diagnoses)
     digests = {"generator": generator_digest(generator, adapter), "gate": tree_digest(gate)}
     paths = {"generator": str(generator), "adapter": None if adapter is None else str(adapter)}
     with cluster.connect() as resources:

@@ -219,27 +219,36 @@ class InpaintSection(Section):
     gradient_checkpointing: bool = False
 
 
+class ClassesSection(Section):
+    """What only a class-conditional generator asks for (DerMAE)."""
+
+    preset: Literal["budget", "dermae_dit_b", "dermae_unet"] = "budget"  # the network of a fit from nothing
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"  # of a fit from nothing
+    classes: list[str] = []  # diagnoses to learn; empty: plan.diagnoses
+
+
 class LoraSection(FitSection):
     """LoRA on a generator. alpha equals the rank: a loader that ignores metadata then still scales it right."""
 
-    family: Literal["joint", "flux", "inpaint"] = "joint"
-    train_mode: Literal["lora", "full"] = "lora"  # full trains the whole U-Net and writes a whole directory
+    family: Literal["joint", "flux", "inpaint", "class_conditional"] = "joint"
+    train_mode: Literal["lora", "full"] = "lora"  # full: every weight of the network, which then is a whole generator
     min_snr_gamma: Positive | None = None  # Min-SNR weighting of noise levels (Hang et al. 2023 use 5); null: none
     rank: Count = 16
     learning_rate: Positive = 3e-4
-    caption_dropout: Share = 0.1
+    caption_dropout: Share = 0.1  # the share of rows fitted without their caption or class, for guidance
     balance: list[Literal["diagnosis", "source"]] = []  # whose groups are shown equally often, the outermost first
     mask_weight: Annotated[float, Field(ge=0.0)] = 1.0  # lambda_m: the mask latents' share of the loss
     head_weight: Annotated[float, Field(ge=0.0)] = 0.1  # lambda_s: Dice and BCE of the mask head
     flux: FluxSection = FluxSection()
     joint: JointSection = JointSection()
     inpaint: InpaintSection = InpaintSection()
+    class_conditional: ClassesSection = ClassesSection()
 
     @model_validator(mode="after")
     def _flux_is_a_lora_of_a_flow(self) -> LoraSection:
         problems = []
-        if self.family == "flux" and self.train_mode == "full":
-            problems.append("train_mode must be lora for family flux, got full")
+        if self.family in ("flux", "inpaint") and self.train_mode == "full":
+            problems.append(f"train_mode must be lora for family {self.family}, got full")
         if self.family == "flux" and self.min_snr_gamma is not None:
             problems.append(
                 "min_snr_gamma must be null for family flux, whose noise levels are drawn where they matter"
@@ -294,10 +303,10 @@ class FitsSection(Section):
 class PlanSection(Section):
     """What to make: quotas over diagnosis and skin type, and how each sample is drawn."""
 
-    count: Count = 256
-    generator: Literal["joint", "flux", "inpaint"] = (
-        "joint"  # what synthesize.weights hold, by which samples are told apart
-    )
+    balance: Literal["equal", "largest"] = "equal"  # over the cells; or each class up to the corpus's largest (DerMAE)
+    count: Count = 256  # of `largest` there is no choice, so it is not read
+    # What synthesize.weights hold, by which samples are told apart.
+    generator: Literal["joint", "flux", "inpaint", "class_conditional"] = "joint"
     diagnoses: list[str] = ["nevus", "melanoma", "seborrheic_keratosis"]
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
     bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)
@@ -332,7 +341,7 @@ class PlanSection(Section):
                 except ValueError as error:
                     problems.append(str(error))
         cells = len(self.diagnoses) * len(self.skin_types)
-        if self.count < cells:
+        if self.count < cells and self.balance == "equal":
             problems.append(f"count must give every cell at least one sample: {cells} cells, got count {self.count}")
         _refuse(problems)
         return self

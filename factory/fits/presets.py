@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Preset:
     """Which layers get a LoRA (`attention`, `all_linears`, or `joint` for the joint family's own), and its rank. Alpha
-    is always the rank."""
+    is always the rank. `whole` is a network from nothing, of rank 0."""
 
     targets: str
     rank: int
@@ -44,8 +44,15 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "budget": Preset("joint", 16, "image and mask together on a small budget, the recipe's own rank"),
         "skindualgen_latent8": Preset("joint", 32, "SkinDualGen's joint latents"),
     },
+    "class_conditional": {
+        "budget": Preset("whole", 0, "a small U-Net on the starter's VAE, for a CPU"),
+        "dermae_dit_b": Preset("whole", 0, "DiT-B/2's size (arXiv 2212.09748)"),
+        "dermae_unet": Preset("whole", 0, "the size of LDM-4 by class (arXiv 2112.10752)"),
+        "lora": Preset("attention", 16, "LoRA on a base's attention, the recipe's own rank"),
+    },
 }
 FAMILIES = tuple(PRESETS)
+NUM_CLASSES = 7  # HAM10000's, which DerMAE balances; of a network that no base decides
 
 
 def preset_of(family: str, name: str | None = None) -> Preset:
@@ -58,15 +65,16 @@ def describe(family: str, preset: str | None = None, base: str | Path | None = N
     """What a LoRA trains, counted on the meta device without a weight: JSON-ready.
 
     base: a diffusers directory, whose config decides the shapes; None means FLUX.1-dev for flux, SDXL-inpainting for
-    inpaint and the shipped starter for joint. Keys: family, preset, rank, trainable_parameters, bytes (by dtype),
-    targets, modules (how many).
+    inpaint, the shipped starter for joint, and for class_conditional the preset's network for seven classes on four
+    channels. Keys: family, preset, rank, trainable_parameters, bytes (by dtype), targets, modules (how many).
     """
     import torch
     from peft.tuners.lora import LoraLayer
 
     chosen = preset_of(family, preset)
     with torch.device("meta"):
-        model, targets = {"flux": _flux, "inpaint": _inpaint, "joint": _joint}[family](chosen, base)
+        build = {"flux": _flux, "inpaint": _inpaint, "joint": _joint, "class_conditional": _class_conditional}[family]
+        model, targets = build(chosen, base, DEFAULT if preset is None else preset)
     count = _trained(model)
     return {
         "family": family,
@@ -88,10 +96,14 @@ def listed() -> list[str]:
         for name, preset in presets.items()
     ]
     lines = [
-        f"{title:<36}{found['trainable_parameters']:>12,}  rank {found['rank']:<4} {meaning}"
+        f"{title:<36}{found['trainable_parameters']:>12,}  {_extent(found['rank'])} {meaning}"
         for title, found, meaning in rows
     ]
     return lines + [f"{title:<36}{count:>12,}  {meaning}" for title, count, meaning in _others()]
+
+
+def _extent(rank: int) -> str:
+    return f"rank {rank:<4}" if rank else "whole    "
 
 
 def _others() -> list[tuple[str, int, str]]:
@@ -116,7 +128,7 @@ def _trained(model: nn.Module) -> int:
     return sum(value.numel() for value in model.parameters() if value.requires_grad)
 
 
-def _flux(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]]:
+def _flux(preset: Preset, base: str | Path | None, name: str) -> tuple[nn.Module, list[str]]:
     from diffusers import FluxTransformer2DModel
 
     from factory.models.flux_lora import TARGETS, add_lora
@@ -138,7 +150,7 @@ _SDXL_INPAINTING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _inpaint(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]]:
+def _inpaint(preset: Preset, base: str | Path | None, name: str) -> tuple[nn.Module, list[str]]:
     from diffusers import UNet2DConditionModel
 
     from factory.models.inpaint import CHANNELS, WHOLE, widen
@@ -152,7 +164,7 @@ def _inpaint(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[s
     return add_lora(unet, preset.rank, ATTENTION, whole), [*ATTENTION, *(f"{name} (whole)" for name in whole)]
 
 
-def _joint(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str]]:
+def _joint(preset: Preset, base: str | Path | None, name: str) -> tuple[nn.Module, list[str]]:
     from diffusers import UNet2DConditionModel
 
     from factory.models.joint import widen
@@ -163,6 +175,27 @@ def _joint(preset: Preset, base: str | Path | None) -> tuple[nn.Module, list[str
     if unet.config.in_channels == unet.config.out_channels == 4:
         widen(unet)
     return add_lora(unet, preset.rank), [*TARGETS, *(f"{name} (whole)" for name in IO)]
+
+
+def _class_conditional(preset: Preset, base: str | Path | None, name: str) -> tuple[nn.Module, list[str]]:
+    """The network of a class-conditional base, whole or with a LoRA; of any other base, and of none, the preset's."""
+    from factory.models.class_lora import TARGETS, add_lora
+    from factory.models.class_networks import NETWORKS, DiTTransformer2DModel, UNet2DModel, build_network
+    from factory.models.weights import family_of
+
+    if base is None or family_of(base) != "class_conditional":
+        if preset.targets != "whole" and base is not None:
+            raise ValueError(f"--base must hold a network of classes for a LoRA, got {base}; name one or leave it out.")
+        kind, config = NETWORKS[name if preset.targets == "whole" else DEFAULT]
+        vae = {} if base is None else json.loads((Path(base) / "vae" / "config.json").read_text())
+        model = build_network(kind, config, NUM_CLASSES, vae.get("latent_channels", 4), 32)
+    else:
+        of = DiTTransformer2DModel if (Path(base) / "transformer").is_dir() else UNet2DModel
+        part = "transformer" if of is DiTTransformer2DModel else "unet"
+        model = of.from_config(_config(base, part, of.__name__))
+    if preset.targets == "whole":
+        return model, ["every weight"]
+    return add_lora(model, preset.rank), list(TARGETS)
 
 
 def _config(base: str | Path, part: str, kind: str) -> dict[str, Any]:

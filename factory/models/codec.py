@@ -1,6 +1,8 @@
-"""What families on Stable Diffusion's latents share: codecs, the image's latents, CLIP's states, the scheduler.
+"""What families on a VAE's latents share: codecs, the image's latents, CLIP's states, the scheduler.
 
-Letters: B samples, h and w latent sides, L tokens, D token width, H and W pixels.
+    pixels --encode--> raw --shift, scaling factor--> scaled --image statistics--> latents that are denoised
+
+Letters: B samples, C latent channels, h and w latent sides, L tokens, D token width, H and W pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ STATS_FILE = "latent_stats.json"
 
 def load_codec(folder: Path) -> Codec:
     """The VAE in a folder, if it is one of CODECS, in eval mode and float32."""
-    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    path = folder / "config.json"
+    name = json.loads(path.read_text()).get("_class_name") if path.is_file() else None
     if name not in CODECS:
         raise ValueError(f"vae must be one of {', '.join(CODECS)}, got {name} in {folder}; use a base with such a VAE.")
     codec: Codec = load_part(CODECS[name], folder)
@@ -42,7 +45,8 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
 
 def factor_of(vae: Codec) -> int:
     """Pixels of an image per cell of its latents, along a side."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+    levels = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]
+    return int(2 ** (len(levels) - 1))
 
 
 def shift_of(vae: Codec) -> float:
@@ -52,13 +56,14 @@ def shift_of(vae: Codec) -> float:
 
 @torch.no_grad()
 def scaled_modes(vae: Codec, pixels: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] -> (B, 4, h, w): the modes (no sampling), by the VAE's shift and scaling."""
+    """Pictures (B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32: the modes (no sampling), by the VAE's shift and
+    scaling."""
     found = vae.encode(pixels.to(vae.device, vae.dtype))
     if isinstance(vae, AutoencoderKL):
         modes = found.latent_dist.mode()
     else:
         modes = found.latent if isinstance(vae, AutoencoderDC) else found.latents
-    return (modes - shift_of(vae)) * vae.config.scaling_factor
+    return ((modes - shift_of(vae)) * vae.config.scaling_factor).float()
 
 
 def decoded(vae: Codec, scaled: Tensor) -> Tensor:
@@ -67,8 +72,17 @@ def decoded(vae: Codec, scaled: Tensor) -> Tensor:
     return vae.decode(raw.to(vae.dtype), return_dict=False)[0].float()
 
 
+def image_stats(scaled: Tensor | None = None, channels: int = 4) -> LatentStats:
+    """Statistics of images alone: measured on scaled latents (N, C, h, w), or those that change nothing."""
+    if scaled is None:
+        return LatentStats(image_mean=(0.0,) * channels, image_std=(1.0,) * channels)
+    mean, std = scaled.mean(dim=(0, 2, 3)), scaled.std(dim=(0, 2, 3)).clamp_min(1e-4)
+    return LatentStats(image_mean=tuple(mean.tolist()), image_std=tuple(std.tolist()))
+
+
 def vae_digest(vae: Codec, stats: LatentStats) -> str:
-    """Of the VAE's values in float32, its scaling and the image's whitening: the same however it was stored."""
+    """Of the VAE's values in float32, its scaling and the image's whitening: the same however it was stored, and for
+    every family that denoises these latents, so a gate that was fitted for one serves the others."""
     scaling = [vae.config.scaling_factor, shift_of(vae), stats.image_mean, stats.image_std]
     return hashlib.sha256(f"{json.dumps(scaling)} {module_digest(vae)}".encode()).hexdigest()
 

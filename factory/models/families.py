@@ -8,7 +8,10 @@ from factory.models.denoiser import Denoiser
 from factory.models.weights import check_directory, family_of
 
 # The families of directories that each family loads.
-BASES: dict[str, tuple[str, ...]] = {"flux": ("flux",), "joint": ("joint",), "inpaint": ("inpaint", "joint")}
+BASES: dict[str, tuple[str, ...]] = {
+    "flux": ("flux",), "joint": ("joint",), "inpaint": ("inpaint", "joint"),
+    "class_conditional": ("class_conditional",),
+}  # fmt: skip
 
 
 def check_base(directory: str | Path, family: str, field: str = "synthesize.weights") -> str:
@@ -33,6 +36,10 @@ def load_denoiser(directory: str | Path, adapter: str | Path | None = None, fami
         from factory.models.flux import FluxDenoiser
 
         return FluxDenoiser.load(directory, adapter)
+    if chosen == "class_conditional":
+        from factory.models.class_conditional import ClassConditionalDenoiser
+
+        return ClassConditionalDenoiser.load(directory, adapter)
     if chosen == "inpaint":
         from factory.models.inpaint import InpaintDenoiser
 

@@ -6,18 +6,19 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
+LABELS_FILE = "labels.json"  # of a class-conditional generator
 CASCADE_FILE = "cascade.json"  # of a joint generator that draws the mask after the image
 PICKLED: tuple[str, ...] = (".bin", ".pt", ".ckpt", ".pth")  # never read but by `factory convert`
 _OTHER_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
 _DECIDING = ("latent_stats.json", "scheduler/scheduler_config.json", CASCADE_FILE)
-_CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json")
+_CONFIGS = ("unet/config.json", "transformer/config.json", "vae/config.json", "model_index.json", LABELS_FILE)
 # What a directory's denoising network is, by its class, and for a U-Net with text by its channels in.
 _NETWORKS = {"FluxTransformer2DModel": "flux", "DiTTransformer2DModel": "class_conditional",
              "UNet2DModel": "class_conditional"}  # fmt: skip
@@ -147,6 +148,38 @@ def generator_digest(directory: str | Path, adapter: str | Path | None = None) -
         laid += sorted(over.glob("vae/*.safetensors"))
         total.update(_listed(over.parent, [over]) if over.is_file() else _listed(over, laid))
     return total.hexdigest()
+
+
+def read_labels(directory: Path) -> dict[str, int]:
+    """The number of every class name of a directory: `id2label` of model_index.json, whose names may be several with
+    commas between them as ImageNet's are, or labels.json."""
+    index, own = directory / "model_index.json", directory / LABELS_FILE
+    found: Any = json.loads(index.read_text()).get("id2label") if index.is_file() else None
+    if found is None and own.is_file():
+        found = json.loads(own.read_text())
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            f"weights must name their classes in id2label of model_index.json or in {LABELS_FILE}, got neither in "
+            f"{directory}; write there which number each class has."
+        )
+    return {name.strip(): int(number) for number, names in found.items() for name in str(names).split(",")}
+
+
+def check_classes(directory: str | Path, diagnoses: Sequence[str]) -> None:
+    """Refuse a plan of diagnoses that a class-conditional generator has not learnt."""
+    known = read_labels(Path(directory))
+    missing = [diagnosis for diagnosis in diagnoses if diagnosis not in known]
+    if missing:
+        raise ValueError(
+            f"plan.diagnoses must be classes of the generator ({', '.join([*known][:12])}), got {', '.join(missing)}; "
+            "fit them, or leave them out."
+        )
+
+
+def is_whole_generator(directory: str | Path) -> bool:
+    """Whether fitted weights are a generator of their own (`"mode": "full"` in their card) and no adapter."""
+    card = Path(directory) / "card.json"
+    return card.is_file() and json.loads(card.read_text()).get("mode") == "full"
 
 
 def text_encoder_digest(directory: str | Path) -> str:

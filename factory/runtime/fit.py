@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from factory import records, taxonomy
 from factory.fits.checkpoint import FREE
-from factory.models.weights import FAMILIES, generator_digest, tree_digest
+from factory.models.weights import FAMILIES, family_of, generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
 from factory.runtime import cluster, licences, train
 from factory.runtime.preview import PreviewActor
-from factory.runtime.weights import STARTER_LICENCE, generator_of
+from factory.runtime.weights import STARTER_LICENCE, fitted_generator, generator_of
 
 if TYPE_CHECKING:
     from factory.stages.preview import DrawPreview
@@ -99,12 +99,15 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     other = set(FAMILIES) - {recipe.fit.lora.family} if name == "lora" else set()  # their sections
     found: dict[str, Any] = {"section": getattr(recipe.fit, name).model_dump(mode="json", exclude=FREE | other)}
     if name == "lora":
-        from factory.models.families import check_base
-
-        check_base(generator_of(recipe), recipe.fit.lora.family)  # before a cluster is started
+        _check_base(recipe)  # before a cluster is started
     if name in ("lora", "gate"):
-        found |= {"base": generator_digest(generator_of(recipe)), "size": recipe.plan.size}
+        base = generator_of(recipe) if name == "lora" else fitted_generator(run, recipe)[0]
+        found |= {"base": generator_digest(base), "size": recipe.plan.size}
+    by_class = name == "lora" and recipe.fit.lora.family == "class_conditional"
+    if by_class:
+        found["classes"] = _classes(recipe)
     tables = {"lora": ("corpus", "captions"), "gate": (), "mae": ("corpus",), "distill": ("corpus",)}[name]
+    tables = ("corpus",) if by_class else tables
     for table in tables:
         run.table(table).sealed()
     if name in ("mae", "distill") and run.table("samples").manifest() is not None:
@@ -114,14 +117,37 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     return found | {"tables": {table: run.table(table).digest() for table in tables}}
 
 
+def _check_base(recipe: Recipe) -> None:
+    """The base that `fit lora` needs; a network of classes from nothing needs no more than a VAE."""
+    from factory.models.families import check_base
+
+    section, base = recipe.fit.lora, generator_of(recipe)
+    if section.family != "class_conditional":
+        check_base(base, section.family)
+        return
+    from factory.fits.class_conditional import check_mode
+
+    check_mode(family_of(base), section.train_mode)
+
+
+def _classes(recipe: Recipe) -> list[str]:
+    """The diagnoses that a class-conditional fit learns."""
+    return recipe.fit.lora.class_conditional.classes or recipe.plan.diagnoses
+
+
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import distill, flux, gate, inpaint, joint_arms, mae
+    from factory.fits import class_conditional, distill, flux, gate, inpaint, joint_arms, mae
 
     run = Run(uri)
     if name == "gate":
-        return gate.FitGate(generator_of(recipe), recipe.fit.gate, recipe.plan.size)
+        return gate.FitGate(fitted_generator(run, recipe)[0], recipe.fit.gate, recipe.plan.size)
     corpus = run.table("corpus").read()
+    if name == "lora" and recipe.fit.lora.family == "class_conditional":
+        images, diagnoses = _diagnosed(corpus)
+        return class_conditional.FitClassConditional(
+            generator_of(recipe), images, diagnoses, recipe.fit.lora, recipe.plan.size, _classes(recipe)
+        )
     if name == "lora" and recipe.fit.lora.family == "flux":
         images, _, prompts = _captioned_pairs(corpus, run, masks=False)
         return flux.FitFluxLora(generator_of(recipe), images, prompts, recipe.fit.lora, recipe.plan.size, run.store)
@@ -165,6 +191,14 @@ def _training_rows(corpus: Any, masks: bool) -> list[dict[str, Any]]:
         if row["outcome"] == records.ACCEPTED and row["split"] == "train"
         and row["image"] and (row["mask"] or not masks)
     ]  # fmt: skip
+
+
+def _diagnosed(corpus: Any) -> tuple[list[bytes], list[str | None]]:
+    """Images of the training rows and the diagnosis of each, None where it is not known."""
+    from factory.fits.examples import image_bytes, training_rows
+
+    rows = training_rows(corpus)
+    return image_bytes(rows), rows["diagnosis"].to_pylist()
 
 
 def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:

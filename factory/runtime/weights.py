@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from factory.models.weights import STARTER
+from factory.models.weights import STARTER, is_whole_generator
 from factory.recipe import Recipe
 from factory.run import Run
 
@@ -21,13 +21,21 @@ def generator_of(recipe: Recipe) -> Path:
 
 def weights_of(run: Run | None, recipe: Recipe) -> tuple[Path, Path | None, Path]:
     """Generator, adapter (or None) and gate that a recipe means in a run."""
+    generator, adapter = fitted_generator(run, recipe)
+    gate = STARTER / "gate" if recipe.gate.weights == "starter" else _named_weights(run, recipe.gate.weights)
+    return generator, adapter, gate
+
+
+def fitted_generator(run: Run | None, recipe: Recipe) -> tuple[Path, Path | None]:
+    """Generator and adapter (or None) that a recipe means in a run. What was fitted whole stands for its base."""
     wanted, own = recipe.synthesize.adapter, f"lora-{recipe.fit.lora.family}"
     if wanted is None:
         adapter = run.weights_dir(own) if run is not None and own in run.weights() else None
     else:
         adapter = None if wanted == "none" else _named_weights(run, wanted)
-    gate = STARTER / "gate" if recipe.gate.weights == "starter" else _named_weights(run, recipe.gate.weights)
-    return generator_of(recipe), adapter, gate
+    if adapter is not None and is_whole_generator(adapter):
+        return adapter, None
+    return generator_of(recipe), adapter
 
 
 def _named_weights(run: Run | None, name: str) -> Path:

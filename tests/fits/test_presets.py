@@ -13,6 +13,8 @@ import pytest
 from tiny_flux import transformer
 
 from factory.fits.presets import FAMILIES, PRESETS, describe, preset_of
+from factory.models.families import load_denoiser
+from factory.models.weights import STARTER
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,8 @@ def test_a_preset_trains_as_many_parameters_as_the_page_of_papers_says(
 
 def test_the_default_is_the_budget() -> None:
     assert preset_of("flux") == PRESETS["flux"]["budget"]
-    assert all("budget" in presets for presets in PRESETS.values()) and {"flux", "inpaint", "joint"} <= set(FAMILIES)
+    assert all("budget" in presets for presets in PRESETS.values())
+    assert set(FAMILIES) == {"flux", "inpaint", "joint", "class_conditional"}
 
 
 def test_another_base_is_counted_by_its_config(tmp_path: Path) -> None:
@@ -69,6 +72,44 @@ def test_the_joint_family_counts_its_lora_and_the_convolutions_it_trains_whole(t
     ]
     assert found["modules"] == len(sides) and found["trainable_parameters"] == 16 * sum(sides) + whole
     assert describe("joint")["trainable_parameters"] > 0  # of the shipped starter
+
+
+# DiT-B/2 by hand, as diffusers has it: 12 blocks of width 768, each with attention, an MLP of four times the width, its
+# six modulations, and a time embedder and a class table (seven and the null class) of its own.
+_BLOCK = (
+    4 * (768 * 768 + 768) + (768 * 3072 + 3072) + (3072 * 768 + 768) + 6 * (768 * 768 + 768)
+    + (256 * 768 + 768) + (768 * 768 + 768) + 8 * 768
+)  # fmt: skip
+DIT_B = 12 * _BLOCK + (2 * 2 * 4 * 768 + 768) + (768 * 2 * 768 + 2 * 768) + (768 * 16 + 16)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"), [("dermae_dit_b", DIT_B), ("dermae_unet", 263_146_180), ("budget", 5_222_468)]
+)
+def test_a_network_of_classes_is_counted_whole(preset: str, parameters: int) -> None:
+    found = describe("class_conditional", preset)
+    assert (found["trainable_parameters"], found["rank"], found["modules"]) == (parameters, 0, 0)
+    assert found["targets"] == ["every weight"] and json.loads(json.dumps(found)) == found
+
+
+def test_a_lora_on_a_network_of_classes_is_counted_by_its_base(tmp_path: Path) -> None:
+    from tiny_classes import build_classes
+
+    for kind in ("unet", "dit"):
+        denoiser = build_classes(kind)
+        denoiser.save(tmp_path / kind)
+        sides = [
+            sum(module.weight.shape)
+            for name, module in denoiser.network.named_modules()
+            if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+        ]
+        found = describe("class_conditional", "lora", tmp_path / kind)
+        assert sides and found["modules"] == len(sides) and found["trainable_parameters"] == 16 * sum(sides)
+        stored = sum(value.numel() for value in load_denoiser(tmp_path / kind).network.parameters())
+        assert describe("class_conditional", base=tmp_path / kind)["trainable_parameters"] == stored
+    assert describe("class_conditional", base=STARTER) == describe("class_conditional")  # four channels, too
+    with pytest.raises(ValueError, match="--base must hold a network of classes for a LoRA, got .*; name one or leave"):
+        describe("class_conditional", "lora", STARTER)
 
 
 def test_wrong_names_and_bases_are_refused(tmp_path: Path) -> None:

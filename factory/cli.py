@@ -129,10 +129,12 @@ def fit(
     describe: Annotated[
         bool, typer.Option("--describe", help="lora: print what a preset trains, as JSON; nothing else.")
     ] = False,
-    family: Annotated[str | None, typer.Option("--family", help="With --describe; `fit list` names them.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="With --describe; `fit list` names them.")] = None,
+    family: Annotated[
+        str | None, typer.Option("--family", help="lora: which generator; `fit list` names them.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="lora: of the family; `fit list` names them.")] = None,
     base: Annotated[
-        Path | None, typer.Option("--base", help="With --describe: a diffusers directory other than the family's own.")
+        Path | None, typer.Option("--base", help="lora: a diffusers directory; by default the recipe's.")
     ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -149,15 +151,17 @@ def fit(
             choice = ", ".join(presets.FAMILIES)
             raise ValueError(f"--family must be given with --describe, got nothing; choose one of {choice}.")
         return typer.echo(json.dumps(presets.describe(family, preset, base), indent=2))
-    if family or preset or base:
-        raise ValueError(
-            "--family, --preset and --base must go with --describe, got them without; set fit.lora instead."
-        )
+    if name != "lora" and (family or preset or base):
+        raise ValueError(f"--family, --preset and --base must go with `fit lora`, got {name}; leave them out.")
     if run is None:
         raise ValueError(
             "--run must name the run to fit in, got nothing; give --run, or --describe to count parameters alone."
         )
-    _step(run, recipe, set_, "fit", name)
+    named = [] if family is None else presets.overrides(family, preset)
+    if family is None and preset is not None:
+        raise ValueError("--preset must come with --family, got it alone; say whose preset it is.")
+    named += [] if base is None else [f"synthesize.weights={base.expanduser().resolve()}"]
+    _step(run, recipe, [*named, *(set_ or [])], "fit", name)
 
 
 @app.command()

@@ -196,6 +196,7 @@ class FluxSection(Section):
 class JointSection(Section):
     """What only the joint family asks for (SkinDualGen): its arms, and losses on the decoded image."""
 
+    preset: Literal["budget", "skindualgen_latent8"] | None = None  # null: fit.lora.rank
     encoding: Literal["latent8", "pixel4"] = "latent8"  # two sets of latents, or the mask as a pixel channel of the VAE
     pipeline: Literal["joint", "cascaded"] = "joint"  # image and mask at once, or the mask given the finished image
     mask_steps: Annotated[int, Field(ge=1, le=1000)] = 20  # cascaded: calls for the mask

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from factory.fits.objective import RowNoise
 from factory.fits.perceptual import DecodedTerms
+from factory.fits.presets import preset_of
 from factory.fits.weighting import snr_weights
 from factory.images import read_mask, read_png
 from factory.models.joint import JointDenoiser, joint_loss
@@ -184,6 +185,8 @@ class FitLora:
         section: LoraSection, size: int, cache: Store | None = None,
     ) -> None:  # fmt: skip
         self.weights, self.section, self.size = weights, section, size
+        preset = section.joint.preset
+        self.rank = section.rank if preset is None else preset_of("joint", preset).rank
         self.denoiser = self._denoiser(images, masks)
         latents, found = encode_pairs(
             self.denoiser, len(images), lambda index: lesion_square(images[index], masks[index], size), size
@@ -220,7 +223,7 @@ class FitLora:
         return self._adapted(self.denoiser.unet).train()
 
     def _adapted(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
-        return add_lora(unet, self.section.rank)
+        return add_lora(unet, self.rank)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         head, drawn = self.denoiser.mask_head, self._drawn(batch, noise)
@@ -271,7 +274,7 @@ class FitLora:
         return {
             "mode": self.section.train_mode, "encoding": own.encoding, "pipeline": own.pipeline,
             "prediction_type": self.denoiser.prediction_type, "num_images": len(self.examples),
-            "dropped": dict(self.dropped), "rank": self.section.rank if lora else None,
+            "dropped": dict(self.dropped), "rank": self.rank if lora else None,
         }  # fmt: skip
 
     def load(self, directory: Path) -> nn.Module:

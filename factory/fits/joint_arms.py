@@ -89,7 +89,7 @@ class FitPixel4(FitLora):
         return scaled
 
     def _adapted(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
-        return add_lora(unet, self.section.rank, whole=())
+        return add_lora(unet, self.rank, whole=())
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         return latent_loss(model, self.denoiser.scheduler, decoded=self._decoded, **self._drawn(batch, noise))

@@ -254,7 +254,7 @@ class _Batches:
         self._reader.shutdown(wait=True, cancel_futures=True)
 
     def of(self, step: int) -> tuple[list[tuple[np.ndarray, dict[str, Tensor]]], float]:
-        """The parts of a step, (row indices, tensors) each, and the seconds that were waited for them."""
+        """The parts of a step, (indices for the noise, tensors) each, and the seconds that were waited for them."""
         started = time.perf_counter()
         assert self._next is not None
         found = self._next.result()
@@ -264,12 +264,24 @@ class _Batches:
 
     def _read(self, step: int) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
         rows = batch_rows(self.objective.examples, self.section.seed, step, self.section.batch_size)
-        own = rows[self.worker.rank :: self.worker.world_size]
-        size = self.section.micro_batch or len(own)
-        parts = [own[start : start + size] for start in range(0, len(own), size)]
-        batches = (self.objective.examples.batch(part) for part in parts)
+        own = slice(self.worker.rank, None, self.worker.world_size)
+        rows, named = rows[own], _told_apart(rows, len(self.objective.examples))[own]
+        size = self.section.micro_batch or len(rows)
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        batches = (self.objective.examples.batch(rows[part]) for part in parts)
         moved = [{name: value.to(self.worker.device) for name, value in batch.items()} for batch in batches]
-        return list(zip(parts, moved, strict=True))
+        return [(named[part], batch) for part, batch in zip(parts, moved, strict=True)]
+
+
+def _told_apart(rows: np.ndarray, count: int) -> np.ndarray:
+    """Row indices by which noise is drawn: a row's own, and `count` more each time that a batch holds it again, so
+    that it is not shown twice with the same noise."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    named = np.empty(len(rows), np.int64)
+    named[order] = ordered + count * (np.arange(len(rows)) - first)
+    return named
 
 
 def _step(

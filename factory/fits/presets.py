@@ -61,6 +61,17 @@ def preset_of(family: str, name: str | None = None) -> Preset:
     return known[taxonomy.check(DEFAULT if name is None else name, tuple(known), f"preset of {family}")]
 
 
+def overrides(family: str, preset: str | None = None) -> list[str]:
+    """What a family and its preset are in a recipe, as `a.b=c`. A network of classes is fitted whole, unless the preset
+    is the LoRA on one. Raises ValueError that names the nearest right word."""
+    preset_of(family, preset)
+    found = [f"fit.lora.family={family}", f"plan.generator={family}"]
+    if family == "class_conditional":
+        found.append(f"fit.lora.train_mode={'lora' if preset == 'lora' else 'full'}")
+    known = preset is not None and (family, preset) != ("class_conditional", "lora")
+    return [*found, f"fit.lora.{family}.preset={preset}"] if known else found
+
+
 def describe(family: str, preset: str | None = None, base: str | Path | None = None) -> dict[str, Any]:
     """What a LoRA trains, counted on the meta device without a weight: JSON-ready.
 

@@ -215,6 +215,7 @@ class ClassConditionalDenoiser:
         """Eq. 11, (B, C, h, w)."""
         return clean_estimate(self.prediction_type, latents, prediction, self.alphas_cumprod[timesteps])
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) -> image (B, 3, H, W) in [-1, 1], and a mask (B, 1, H, W) of NaN."""
         return codec.decoded(self.vae, self.stats.unwhiten(latents)).clamp(-1, 1), self.mask(latents)

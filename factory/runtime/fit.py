@@ -19,7 +19,7 @@ from factory.fits.checkpoint import FREE
 from factory.models.weights import FAMILIES, family_of, generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
-from factory.runtime import cluster, licences, train
+from factory.runtime import backgrounds, cluster, licences, train
 from factory.runtime.preview import PreviewActor
 from factory.runtime.weights import STARTER_LICENCE, fitted_generator, generator_of
 
@@ -43,6 +43,8 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     build = partial(_objective, run.uri, recipe, name)
     digest = records.digest(json.dumps(inputs, sort_keys=True))[:8]
     directory = run.local_dir("fit") / "fits" / f"{target}-{digest}"
+    if name == "lora" and section.preview_every and recipe.fit.lora.family == "inpaint":
+        backgrounds.find(run, recipe, echo)  # its grids are drawn into them
     with cluster.connect() as resources:
         use_gpu = resources.gpus > 0
         preview = _preview(run.uri, recipe, name, directory, resources.gpus - section.num_workers if use_gpu else None)
@@ -78,11 +80,15 @@ def _preview(
 
 def _drawing(uri: str, recipe: Recipe) -> DrawPreview:
     """What the grids of a fit are drawn and compared with, on their actor."""
-    from factory.stages.preview import MAX_TRAINING, DrawPreview
+    from factory.stages.preview import MAX_TRAINING, DrawPreview, rows_of
 
-    rows = _training_rows(Run(uri).table("corpus").read(), masks=False)[:MAX_TRAINING]
+    run, family = Run(uri), recipe.fit.lora.family
+    section = recipe.plan.model_copy(update={"generator": family})
+    drawn = rows_of(recipe.model_copy(update={"plan": section}))
+    drawn = backgrounds.for_samples(uri, drawn) if family == "inpaint" else drawn
+    rows = _training_rows(run.table("corpus").read(), masks=False)[:MAX_TRAINING]
     images, groups = [row["image"]["bytes"] for row in rows], [row["group_id"] or row["record_id"] for row in rows]
-    return DrawPreview(generator_of(recipe), recipe.fit.lora.family, recipe, images, groups)
+    return DrawPreview(generator_of(recipe), family, recipe, drawn, images, groups)
 
 
 def weights_name(recipe: Recipe, name: str) -> str:

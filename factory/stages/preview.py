@@ -16,8 +16,7 @@ from torchvision.utils import draw_segmentation_masks, make_grid
 
 from factory import records
 from factory.images import read_mask, read_png, resized
-from factory.models.families import BASES
-from factory.models.weights import family_of
+from factory.models.weights import is_whole_generator
 from factory.quality.duplicates import near_copies, near_copy_threshold, thumbnails
 from factory.recipe import Recipe
 from factory.stages.plan import sample_rows
@@ -28,28 +27,33 @@ MAX_TRAINING, MAX_FOR_THRESHOLD = 20_000, 2_000
 _SIDE = 64  # px at which copies are looked for
 
 
-class DrawPreview:
-    """Draws grids of a recipe's diagnoses from weights that a fit hands over.
+def rows_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """The rows of a grid: PER_DIAGNOSIS of each diagnosis of the plan."""
+    return [
+        row for diagnosis in recipe.plan.diagnoses
+        for row in sample_rows(
+            count=PER_DIAGNOSIS, diagnosis=diagnosis, skin_type=None, asymmetry=None, border=None, colors=None,
+            section=recipe.plan, seed=0,
+        )
+    ]  # fmt: skip
 
-    base: the generator that is fitted; family: what it is fitted as; training: encoded images that the fit learns
-    from, groups: their group ids. Only the first MAX_TRAINING are compared with.
+
+class DrawPreview:
+    """Draws grids of planned rows from weights that a fit hands over.
+
+    base: the generator that is fitted; family: what it is fitted as; rows: see `rows_of`; training: encoded images that
+    the fit learns from, groups: their group ids. Only the first MAX_TRAINING are compared with.
     """
 
     def __init__(
-        self, base: Path, family: str, recipe: Recipe, training: Sequence[bytes], groups: Sequence[str]
-    ) -> None:
-        self.base, self.family, self.recipe = base, family, recipe
+        self, base: Path, family: str, recipe: Recipe, rows: Sequence[dict[str, Any]],
+        training: Sequence[bytes], groups: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.base, self.family, self.recipe, self.rows = base, family, recipe, list(rows)
         small = [resized(read_png(data), _SIDE, _SIDE) for data in training[:MAX_TRAINING]]
         self.training = thumbnails(np.asarray(small, np.uint8))
         first = slice(0, MAX_FOR_THRESHOLD)
         self.threshold = near_copy_threshold(self.training[first], np.asarray(groups[:MAX_TRAINING])[first])
-        self.rows = [
-            row for diagnosis in recipe.plan.diagnoses
-            for row in sample_rows(
-                count=PER_DIAGNOSIS, diagnosis=diagnosis, skin_type=None, asymmetry=None, border=None, colors=None,
-                section=recipe.plan, seed=0,
-            )
-        ]  # fmt: skip
 
     def __call__(self, step: int, weights: Path) -> tuple[bytes, dict[str, float]]:
         """A grid (PNG) of the fit at this step, a line per diagnosis, and `memorised`: the share of its samples that
@@ -57,7 +61,7 @@ class DrawPreview:
         section = self.recipe.synthesize.model_copy(
             update={"keep_rejected": "image", "slots": min(len(self.rows), self.recipe.synthesize.slots)}
         )
-        generator, adapter = (weights, None) if is_generator(weights, self.family) else (self.base, weights)
+        generator, adapter = (weights, None) if is_whole_generator(weights) else (self.base, weights)
         made = SynthesizeSamples(generator, adapter, section, self.recipe.gate, None, family=self.family)(self.rows)
         drawn = [row for row in made if row["outcome"] == records.ACCEPTED]
         found = {"memorised": self._memorised(drawn), "not_finite": 1 - len(drawn) / len(made)}
@@ -68,12 +72,6 @@ class DrawPreview:
             return 0.0
         small = [resized(read_png(row["image"]["bytes"]), _SIDE, _SIDE) for row in drawn]
         return float(near_copies(thumbnails(np.asarray(small, np.uint8)), self.training, self.threshold).mean())
-
-
-def is_generator(weights: Path, family: str) -> bool:
-    """Whether fitted weights are a whole generator, not an adapter over one."""
-    whole = any((weights / part / "config.json").is_file() for part in ("unet", "transformer"))
-    return whole and family_of(weights) in BASES[family]
 
 
 def _grid(rows: Sequence[dict[str, Any]]) -> bytes:

@@ -16,7 +16,7 @@ from factory import images, phantom
 from factory.fits.joint import FitLora
 from factory.fits.loop import train
 from factory.recipe import LoraSection, Recipe
-from factory.stages.preview import DrawPreview
+from factory.stages.preview import DrawPreview, rows_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -90,7 +90,7 @@ def drawing(weights: Path) -> DrawPreview:
         {"plan": {"size": 32, "num_inference_steps": 2, "diagnoses": ["nevus", "melanoma"]}}, strict=False
     )
     images_of = [images.encode_png(one.image) for one in drawn]
-    return DrawPreview(weights, "joint", recipe, images_of, [str(number) for number in range(6)])
+    return DrawPreview(weights, "joint", recipe, rows_of(recipe), images_of, [str(number) for number in range(6)])
 
 
 @pytest.fixture(scope="module")

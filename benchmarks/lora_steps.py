@@ -38,7 +38,7 @@ from torchvision import transforms
 
 from factory import phantom
 from factory.fits.flux import FitFluxLora
-from factory.fits.joint import EmbeddedExamples, encode_pairs, square_pair
+from factory.fits.joint import EmbeddedExamples, encode_pairs, lesion_square
 from factory.fits.loop import Worker, train
 from factory.fits.objective import RowNoise
 from factory.images import encode_mask, encode_png
@@ -98,7 +98,7 @@ class FitPlain:
         self.denoiser = JointDenoiser.load(base)  # its codec and text encoder; the U-Net is loaded as it is
         self.base, side = base, SIDE["sd"]
         empty = encode_mask(np.zeros((side, side), bool))
-        pairs = encode_pairs(self.denoiser, len(images), lambda k: square_pair(images[k], empty, side), side)
+        pairs = encode_pairs(self.denoiser, len(images), lambda k: lesion_square(images[k], empty, side), side)
         texts = TextEmbeddings(None, "", self.denoiser.condition, "")
         self.examples = EmbeddedExamples(pairs[0][:, :4], pairs[1], *texts.of(prompts))
 

@@ -119,7 +119,6 @@ class FitInpaintLora:
             self.kind, alpha_bar, latents=latents, noise=eps, predicted=found, mask=context[:, :1],
             lambda_preserve=own.lambda_preserve, counted=~early.to(latents.device),
             gamma=self.section.min_snr_gamma,
-            gamma=self.section.min_snr_gamma,
         )  # fmt: skip
 
     def save(self, model: nn.Module, directory: Path) -> None:

@@ -40,7 +40,8 @@ class State:
 
 def identity(objective: Objective, section: FitSection, trained: dict[str, nn.Parameter]) -> str:
     """What a checkpoint must agree in with the fit that goes on from it: 32 hex digits."""
-    asked = section.model_dump(mode="json", exclude=FREE)
+    longer = {"steps"} if section.schedule == "constant" else set()  # a cosine ends where the fit does
+    asked = section.model_dump(mode="json", exclude=FREE | longer)
     shapes = {name: list(value.shape) for name, value in trained.items()}
     return records.digest(len(objective.examples), json.dumps([asked, shapes], sort_keys=True))
 

@@ -110,7 +110,7 @@ def test_a_missing_subfolder_before_and_after_a_cluster_is_started(
 @pytest.mark.parametrize(
     ("family", "fields", "sentence"),
     [
-        ("joint", {"prediction_type": "sample"}, "prediction_type must be epsilon or v_prediction for a joint"),
+        ("joint", {"prediction_type": "sample"}, "prediction_type must be epsilon or v_prediction for a U-Net"),
         ("joint", {"prediction_type": "epsilon"}, "rescale_betas_zero_snr must be False when prediction_type is epsi"),
         (
             "joint", {"_class_name": "FlowMatchEulerDiscreteScheduler"},

@@ -226,12 +226,23 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path: Path, micro_ba
 def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
     train(FitLine(), SECTION, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for changed in ({"learning_rate": 0.1}, {"steps": 30}, {"seed": 1}):
+    for changed in ({"learning_rate": 0.1}, {"schedule": "cosine"}, {"seed": 1}):
         with pytest.raises(ValueError, match="go on from a checkpoint of its own recipe and examples, got one of an"):
             train(FitLine(), SECTION.model_copy(update=changed), tmp_path)
     with pytest.raises(ValueError, match="own recipe and examples"):
         train(FitLine(count=21), SECTION, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_fit_may_be_made_longer_unless_its_learning_rate_ends_with_it(tmp_path: Path) -> None:
+    short, long = (SECTION.model_copy(update={"steps": steps}) for steps in (12, 24))
+    whole = train(FitLine(), long, tmp_path / "whole")
+    train(FitLine(), short, tmp_path / "parts")
+    assert values(train(FitLine(), long, tmp_path / "parts")) == values(whole)
+    short, long = (section.model_copy(update={"schedule": "cosine"}) for section in (short, long))
+    train(FitLine(), short, tmp_path / "cosine")
+    with pytest.raises(ValueError, match="go on from a checkpoint of its own recipe"):
+        train(FitLine(), long, tmp_path / "cosine")
 
 
 def test_what_only_says_who_computes_may_change_on_the_way(tmp_path: Path) -> None:

@@ -154,7 +154,15 @@ def test_the_command_lists_every_fit_and_preset(factory_command: Callable[..., A
         (["lora"], "--run must name the run to fit in, got nothing; give --run, or --describe to count parameters"),
         (["gate", "--describe"], "--describe must go with `fit lora`, got gate; leave it out."),
         (["lora", "--describe"], "--family must be given with --describe, got nothing; choose one of flux, "),
-        (["lora", "--run", "runs/x", "--preset", "budget"], "--family, --preset and --base must go with --describe"),
+        (
+            ["lora", "--run", "runs/x", "--preset", "budget"],
+            "--preset must come with --family, got it alone; say whose",
+        ),
+        (
+            ["gate", "--run", "runs/x", "--family", "flux"],
+            "--family, --preset and --base must go with `fit lora`, got gate",
+        ),
+        (["lora", "--run", "runs/x", "--family", "fluks"], "family must be a known word, got .fluks.; did you mean .flux.?"),
         (["lora", "--describe", "--family", "flux", "--preset", "bugdet"], "got 'bugdet'; did you mean 'budget'?"),
     ],
 )

@@ -176,7 +176,10 @@ def test_wrong_directories_are_refused(tmp_path: Path) -> None:
     scheduler = base / "scheduler" / "scheduler_config.json"
     config = json.loads(scheduler.read_text())
     for change, sentence in [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "scheduler must be one of a U-Net that predicts epsilon"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "scheduler must be one of noise levels \(DDIMScheduler\) for a network of the family inpaint",
+        ),
         ({"prediction_type": "sample"}, "prediction_type must be epsilon or v_prediction"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr must be False when prediction_type is epsilon"),
     ]:

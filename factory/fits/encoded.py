@@ -1,9 +1,9 @@
 """What a fit reads of its images, encoded once and kept by content.
 
-    encoder = JointEncoder(weights, 128)                        # a family's own: pixels to named arrays
+    encoder = JointEncoder(weights, 128)              # a family's own: pixels to named arrays
     cache = EncodedCache(store, encoder.digest)
-    cache.fill(encoder, images, masks)                          # on any number of workers, or beforehand
-    rows = cache.rows(images, masks, folder)                    # random access from memory-mapped files
+    cache.fill(encoder, images, masks)                # on any number of workers, or beforehand
+    rows = cache.rows(keys_of(images, masks), folder) # random access from memory-mapped files
 
 An entry's key is the digest of an image's and its mask's bytes; the folder it lies in is named by the encoder's digest,
 which covers weights, transform and dtype. So another encoder never meets these, and a corpus that grows encodes what is
@@ -14,6 +14,7 @@ Letters: N images, B rows of a batch.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,12 +120,11 @@ class EncodedCache:
             self._put([key for key, _ in part], list(found))
         return len(missing)
 
-    def rows(self, images: Sequence[bytes], masks: Sequence[bytes | None], folder: Path) -> EncodedRows:
-        """The entries of these images, as files under `folder` that all processes of a machine share; written once.
+    def rows(self, keys: Sequence[str], folder: Path) -> EncodedRows:
+        """The entries of these keys, as files under `folder` that all processes of a machine share; written once.
 
-        Raises ValueError if an image has no entry.
+        Raises ValueError if a key has no entry.
         """
-        keys = keys_of(images, masks)
         kept = folder / records.digest(self.folder, *keys)
         if not (kept / LAYOUT).is_file():
             self._unpack(keys, kept)
@@ -185,6 +186,27 @@ class EncodedCache:
         self.store.put_if_absent(f"{self.folder}/{records.digest(*keys)}.parquet", sink.getvalue())
 
 
+@dataclass(frozen=True)
+class CachedImages:
+    """Images of a fit that were encoded before, by their keys and in the place of their bytes."""
+
+    store: Store
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def encoded_rows(
+    encoder: Encoder, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None] | None = None
+) -> EncodedRows:
+    """The rows of a fit: found where they were encoded before, or encoded here."""
+    if not isinstance(images, CachedImages):
+        return encode(encoder, images, masks)
+    folder = Path(tempfile.gettempdir()) / f"dermafactory-{getpass.getuser()}" / "latents"
+    return EncodedCache(images.store, encoder.digest).rows(images.keys, folder)
+
+
 def keys_of(images: Sequence[bytes], masks: Sequence[bytes | None]) -> list[str]:
     """The key of each image with its mask: SHA-256 over both."""
     return [
@@ -206,6 +228,11 @@ def _shape(arrays: Arrays) -> Shape:
     return {name: [str(values.dtype), *values.shape] for name, values in sorted(arrays.items())}
 
 
+def _sides(shape: str) -> list[list[Any]]:
+    """By what shapes are ordered: their sides, so that small images come first."""
+    return [sides for _, *sides in json.loads(shape).values()]
+
+
 class _Layout:
     """Where each image's arrays lie: images of one shape share a bucket, in the order they were asked for.
 
@@ -216,7 +243,7 @@ class _Layout:
         self.found = found
         self.dropped = Counter(one for one in found if isinstance(one, str))
         names = [None if isinstance(one, str) else json.dumps(one) for one in found]
-        self.shapes = sorted({name for name in names if name is not None})
+        self.shapes = sorted({name for name in names if name is not None}, key=_sides)
         rows = [[place for place, name in enumerate(names) if name == shape] for shape in self.shapes]
         self.sizes = [len(bucket) for bucket in rows]
         self.at = {place: (bucket, row) for bucket, own in enumerate(rows) for row, place in enumerate(own)}
@@ -232,9 +259,9 @@ class _Layout:
         )
 
     def opened(self, folder: Path) -> list[dict[str, NDArray]]:
-        """The arrays in a folder, mapped into memory."""
+        """The arrays in a folder, mapped into memory; to write to them changes no file."""
         return self._arrays(
-            lambda number, name, dtype, shape: np.memmap(folder / f"{number}-{name}.bin", dtype, "r", shape=shape)
+            lambda number, name, dtype, shape: np.memmap(folder / f"{number}-{name}.bin", dtype, "c", shape=shape)
         )
 
     def _arrays(self, make: Callable[[int, str, str, tuple[int, ...]], NDArray]) -> list[dict[str, NDArray]]:

@@ -12,7 +12,6 @@ Letters: N rows, B of a batch, C latent channels, h and w latent sides, U differ
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,15 +21,17 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from factory import records
-from factory.fits.joint import ENCODE_BATCH, NON_FINITE_LATENTS, TEXT_CACHE
-from factory.fits.objective import RowNoise, rows_of_step
+from factory.fits.encoded import Arrays, CachedImages, EncodedRows, encoded_rows
+from factory.fits.joint import NON_FINITE_LATENTS, TEXT_CACHE, FitRows
+from factory.fits.objective import Groups, RowNoise, rows_of_step
 from factory.fits.presets import Preset, preset_of
 from factory.images import RGB, read_png, resized
+from factory.models import codec
 from factory.models.flux import FluxDenoiser, resolution_shift, velocity
 from factory.models.flux_lora import TARGETS, adapter_state, add_lora, load_adapter, save_adapter
 from factory.models.loading import load_part
 from factory.models.text_cache import TextEmbeddings
-from factory.models.weights import text_encoder_digest
+from factory.models.weights import text_encoder_digest, tree_digest
 from factory.recipe import LoraSection
 from factory.storage import Store
 
@@ -41,14 +42,19 @@ class ScaledExamples:
     """Latents of several resolutions, one bucket each, with their captions.
 
     buckets: (N_b, C, h_b, w_b) float16 each; index: which of the conditions (U, L, D) is each row's, (N,), bucket after
-    bucket. A batch is of one bucket. Each has a share of the batches by its size, a bucket smaller than a batch fills
-    it by showing rows again, and within a bucket all rows are shown before any is shown twice.
+    bucket; groups: columns of values per row (N,), whose groups each bucket shows equally often. A batch is of one
+    bucket. Each has a share of the batches by its size, a bucket smaller than a batch fills it by showing rows again,
+    and within a bucket without groups all rows are shown before any is shown twice.
     """
 
-    def __init__(self, buckets: Sequence[Tensor], conditions: Tensor, index: np.ndarray) -> None:
+    def __init__(
+        self, buckets: Sequence[Tensor], conditions: Tensor, index: np.ndarray, groups: Sequence[np.ndarray] = ()
+    ) -> None:
         self.buckets = [bucket for bucket in buckets if len(bucket)]
         self.conditions, self.index = conditions, index
         self.starts = np.cumsum([0, *(len(bucket) for bucket in self.buckets)])
+        ends = zip(self.starts, self.starts[1:], strict=False)
+        self._groups = [Groups(*(column[start:end] for column in groups)) for start, end in ends] if groups else None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -67,20 +73,22 @@ class ScaledExamples:
         order = np.random.default_rng([seed, len(turns), number]).permutation(turns)
         bucket = order[place]
         before = number * shares[bucket] + int((order[:place] == bucket).sum())  # batches that this bucket has had
+        if self._groups is not None:
+            return self.starts[bucket] + self._groups[bucket].rows_of_step(seed, before, batch_size)
         return self.starts[bucket] + rows_of_step(seed, before, batch_size, len(self.buckets[bucket]))
 
 
 class FitFluxLora:
     """Objective: LoRA on a frozen FLUX.1 transformer.
 
-    images: encoded PNG bytes, prompts: their captions. An image is fitted at the largest of the scales (px) that is not
-    above its short side, its middle square scaled down to it; one that is below all of them is left out, and so is one
-    whose latents are not finite. `dropped` counts both. cache: see `FitLora`.
+    images: encoded PNG bytes, or encoded before; prompts: their captions. An image is fitted at the largest of the
+    scales (px) that is not above its short side, its middle square scaled down to it; one that is below all of them is
+    left out, and so is one whose latents are not finite. `dropped` counts both. cache, held_out, groups: see `FitLora`.
     """
 
     def __init__(
-        self, weights: Path, images: Sequence[bytes], prompts: Sequence[str], section: LoraSection, size: int,
-        cache: Store | None = None,
+        self, weights: Path, images: Sequence[bytes] | CachedImages, prompts: Sequence[str], section: LoraSection,
+        size: int, cache: Store | None = None, held_out: FitRows | None = None, groups: Sequence[Sequence[str]] = (),
     ) -> None:  # fmt: skip
         own = section.flux
         self.weights, self.section, self.scales = weights, section, sorted(set(own.scales)) or [size]
@@ -89,14 +97,22 @@ class FitFluxLora:
         device = "cuda" if torch.cuda.is_available() else "cpu"  # of the worker, which builds its objective itself
         denoiser = FluxDenoiser.load(weights, dtype=self.dtype, max_sequence_length=own.max_sequence_length)
         denoiser.to(device, self.dtype)
-        buckets, kept, self.dropped = encode_scales(denoiser, images, self.scales)
+        encoder = FluxEncoder(weights, self.scales)
+        rows = encoded_rows(encoder, images)
+        self.dropped = rows.dropped
         digest = records.digest(text_encoder_digest(weights), str(own.max_sequence_length), own.base_dtype)
         self.texts = TextEmbeddings(cache, TEXT_CACHE, denoiser.condition, digest)
-        found, index = self.texts.of([*(prompts[row] for row in kept), ""])
-        self._empty = found[index[-1]][None]  # (1, L, D)
-        self.examples = ScaledExamples(buckets, found, index[:-1])
+        own_groups = [np.asarray(column)[rows.index] for column in groups]
+        self.examples = self._examples(rows, prompts, own_groups)
+        if held_out is not None and len(held_out.images):
+            self.held_out = self._examples(encoded_rows(encoder, held_out.images), held_out.prompts)
         self.scheduler, self._transformer = denoiser.scheduler, denoiser.transformer.to("cpu")
         self.texts.embed = _embedded_before  # so that the text encoders and the VAE are let go
+
+    def _examples(self, rows: EncodedRows, prompts: Sequence[str], groups: Sequence[np.ndarray] = ()) -> ScaledExamples:
+        found, index = self.texts.of([*(prompts[place] for place in rows.index), ""])
+        self._empty = found[index[-1]][None]  # (1, L, D)
+        return ScaledExamples([torch.from_numpy(b["latents"]) for b in rows.buckets], found, index[:-1], groups)
 
     def build(self) -> nn.Module:
         """The transformer with a fresh adapter, a function of the seed alone."""
@@ -148,45 +164,35 @@ def noise_levels(noise: RowNoise, shift: float) -> Tensor:
     return shift * level / (1 + (shift - 1) * level)
 
 
-def encode_scales(
-    denoiser: FluxDenoiser, images: Sequence[bytes], scales: Sequence[int]
-) -> tuple[list[Tensor], list[int], Counter[str]]:
-    """Latents (N_b, C, h_b, w_b) float16 by scale, ascending; the image's number of every row of them, bucket after
-    bucket; and how many images were left out, by reason."""
-    scales = sorted(scales)
-    waiting: dict[int, list[tuple[int, RGB]]] = {scale: [] for scale in scales}
-    found: dict[int, list[tuple[int, Tensor]]] = {scale: [] for scale in scales}
-    dropped: Counter[str] = Counter()
+class FluxEncoder:
+    """Images as `latents` (C, h, w) float16: the middle square at the largest of the scales (px) that is not above its
+    short side. One that is below all of them is `too_small`. Of the weights only the VAE is loaded."""
 
-    def encode(scale: int) -> None:
-        rows, waiting[scale] = waiting[scale], []
-        pixels = torch.from_numpy(np.stack([rgb for _, rgb in rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = denoiser.encode_image(pixels).half().cpu()
-        for (number, _), row in zip(rows, latents, strict=True):
-            if torch.isfinite(row).all():
-                found[scale].append((number, row))
-            else:
-                dropped[NON_FINITE_LATENTS] += 1
+    def __init__(self, weights: Path, scales: Sequence[int]) -> None:
+        self.weights, self.scales = weights, sorted(scales)
+        self._vae: codec.Codec | None = None
 
-    for number, data in enumerate(images):
-        rgb = read_png(data)
-        fitting = [scale for scale in scales if scale <= min(rgb.shape[:2])]
-        if not fitting:
-            dropped[TOO_SMALL] += 1
-            continue
-        waiting[fitting[-1]].append((number, square(rgb, fitting[-1])))
-        if len(waiting[fitting[-1]]) == ENCODE_BATCH:
-            encode(fitting[-1])
-    for scale in scales:
-        if waiting[scale]:
-            encode(scale)
-    buckets = [
-        torch.stack([row for _, row in found[scale]])
-        if found[scale]
-        else torch.empty(0, *denoiser.latent_shape(scale, scale), dtype=torch.float16)
-        for scale in scales
-    ]
-    return buckets, [number for scale in scales for number, _ in found[scale]], dropped
+    @property
+    def digest(self) -> str:
+        return records.digest("flux", tree_digest(self.weights / "vae"), *self.scales, "middle_square")
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        if self._vae is None:
+            self._vae = codec.load_codec(self.weights / "vae").to("cuda" if torch.cuda.is_available() else "cpu")
+        return codec.scaled_modes(self._vae, pixels).half().cpu()
+
+    def __call__(self, images: Sequence[bytes], masks: Sequence[bytes | None]) -> list[Arrays | str]:
+        found: list[Arrays | str] = [TOO_SMALL] * len(images)
+        waiting: dict[int, list[tuple[int, RGB]]] = {}
+        for place, data in enumerate(images):
+            rgb = read_png(data)
+            if fitting := [scale for scale in self.scales if scale <= min(rgb.shape[:2])]:
+                waiting.setdefault(fitting[-1], []).append((place, square(rgb, fitting[-1])))
+        for rows in waiting.values():
+            pixels = torch.from_numpy(np.stack([rgb for _, rgb in rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
+            for (place, _), row in zip(rows, self._latents(pixels), strict=True):
+                found[place] = {"latents": row.numpy()} if torch.isfinite(row).all() else NON_FINITE_LATENTS
+        return found
 
 
 def square(rgb: RGB, size: int) -> RGB:

@@ -16,7 +16,6 @@ Letters: N rows, B of a batch, h and w latent sides, U different captions, L tok
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,16 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from factory import records
-from factory.fits.joint import ENCODE_BATCH, TEXT_CACHE, lesion_square
-from factory.fits.objective import RowNoise
+from factory.fits.encoded import Arrays, CachedImages, EncodedRows, encoded_rows
+from factory.fits.joint import TEXT_CACHE, FitRows, lesion_square
+from factory.fits.objective import Groups, RowNoise
 from factory.fits.presets import Preset, preset_of
 from factory.fits.weighting import snr_weights
 from factory.images import read_mask
+from factory.models import codec
 from factory.models.denoiser import clean_estimate
-from factory.models.inpaint import WHOLE, InpaintDenoiser, load_unet, predicted
+from factory.models.inpaint import WHOLE, InpaintDenoiser, context_of, load_stats, load_unet, predicted
 from factory.models.lora import ATTENTION, add_lora, load_adapter, save_lora
 from factory.models.text_cache import TextEmbeddings
-from factory.models.weights import text_encoder_digest
+from factory.models.weights import text_encoder_digest, tree_digest
 from factory.recipe import LoraSection
 from factory.storage import Store
 
@@ -43,35 +44,66 @@ NON_FINITE_LATENTS = "non_finite_latents"
 
 
 class MaskedExamples:
-    """Latents (N, 4, h, w) and contexts (N, 5, h, w), float16, with captions embedded before: conditions (U, L, D)
-    float32 and which of them is each row's, index (N,)."""
+    """`latents` (4, h, w) and `context` (5, h, w) of encoded rows, with captions embedded before: conditions (U, L, D)
+    float32 and which of them is each row's, index (N,). groups: what is shown equally often, see `Groups`."""
 
-    def __init__(self, latents: Tensor, contexts: Tensor, conditions: Tensor, index: np.ndarray) -> None:
-        self.latents, self.contexts, self.conditions, self.index = latents, contexts, conditions, index
+    def __init__(self, rows: EncodedRows, conditions: Tensor, index: np.ndarray, groups: Groups | None = None) -> None:
+        self.rows, self.conditions, self.index, self.groups = rows, conditions, index, groups
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.rows)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        rows = torch.from_numpy(indices)
-        return {
-            "latents": self.latents[rows].float(), "context": self.contexts[rows].float(),
-            "condition": self.conditions[torch.from_numpy(self.index[indices])],
-        }  # fmt: skip
+        return self.rows.batch(indices) | {"condition": self.conditions[torch.from_numpy(self.index[indices])]}
+
+
+class InpaintEncoder:
+    """Pairs cut about the lesion and scaled to `size` px, as `latents` (4, h, w) and `context` (5, h, w), float16; or
+    why they are lost. Of the weights only the VAE is loaded."""
+
+    def __init__(self, weights: Path, size: int, dilation: float) -> None:
+        self.weights, self.size, self.dilation = weights, size, dilation
+        self._vae: codec.Codec | None = None
+        self.stats = load_stats(weights)
+
+    @property
+    def digest(self) -> str:
+        vae = tree_digest(self.weights / "vae")
+        return records.digest("inpaint", vae, str(self.stats), self.size, self.dilation, "lesion_square")
+
+    def __call__(self, images: Sequence[bytes], masks: Sequence[bytes | None]) -> list[Arrays | str]:
+        found: list[Arrays | str] = [
+            NO_MASK if mask is None else EMPTY_MASK if not read_mask(mask).any() else "" for mask in masks
+        ]
+        places = [place for place, reason in enumerate(found) if not reason]
+        if not places:
+            return found
+        pairs = [lesion_square(images[place], masks[place] or b"", self.size) for place in places]
+        pixels = torch.from_numpy(np.stack([rgb for rgb, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        outlines = torch.from_numpy(np.stack([mask for _, mask in pairs])[:, None]).float()
+        if self._vae is None:
+            self._vae = codec.load_codec(self.weights / "vae").to("cuda" if torch.cuda.is_available() else "cpu")
+        device = self._vae.device
+        latents = self.stats.whiten(codec.scaled_modes(self._vae, pixels)).cpu().half()
+        around = context_of(self._vae, self.stats, self.dilation, pixels.to(device), outlines.to(device)).cpu().half()
+        for place, row, context in zip(places, latents, around, strict=True):
+            found[place] = _unfit(row, context) or {"latents": row.numpy(), "context": context.numpy()}
+        return found
 
 
 class FitInpaintLora:
     """Objective: LoRA on a frozen inpainting U-Net, and `conv_in` whole where it was widened.
 
-    images and masks: encoded PNG bytes, a mask may be None; prompts: their captions. Images that are not `size` px
-    square are cut about the lesion and scaled. A row is left out that has no mask (`no_mask`), whose mask is empty or
-    covers the whole image at the latents' size (`empty_mask`, `full_mask`), or whose latents are not finite; `dropped`
-    counts them. cache: see `FitLora`.
+    images and masks: encoded PNG bytes, a mask may be None, or images were encoded before; prompts: their captions.
+    Images that are not `size` px square are cut about the lesion and scaled. A row is left out that has no mask
+    (`no_mask`), whose mask is empty or covers the whole image at the latents' size (`empty_mask`, `full_mask`), or
+    whose latents are not finite; `dropped` counts them. cache, held_out, groups: see `FitLora`.
     """
 
     def __init__(
-        self, weights: Path, images: Sequence[bytes], masks: Sequence[bytes | None], prompts: Sequence[str],
-        section: LoraSection, size: int, cache: Store | None = None,
+        self, weights: Path, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None],
+        prompts: Sequence[str], section: LoraSection, size: int, cache: Store | None = None,
+        held_out: FitRows | None = None, groups: Sequence[Sequence[str]] = (),
     ) -> None:  # fmt: skip
         own = section.inpaint
         self.weights, self.section, self.size = weights, section, size
@@ -80,16 +112,24 @@ class FitInpaintLora:
         denoiser = InpaintDenoiser.load(weights)
         denoiser.dilation = own.dilation
         denoiser.to(device)
-        latents, contexts, kept, self.dropped = encode_masked(denoiser, images, masks, size)
+        encoder = InpaintEncoder(weights, size, own.dilation)
+        rows = encoded_rows(encoder, images, masks)
+        self.dropped = rows.dropped
         self.texts = TextEmbeddings(cache, TEXT_CACHE, denoiser.condition, _text_digest(weights, denoiser))
-        found, index = self.texts.of([*(prompts[row] for row in kept), ""])
-        self._empty = found[index[-1]][None]  # (1, L, D)
-        self.examples = MaskedExamples(latents, contexts, found, index[:-1])
+        columns = [np.asarray(column)[rows.index] for column in groups]
+        self.examples = self._examples(rows, prompts, Groups(*columns) if columns else None)
+        if held_out is not None and len(held_out.images):
+            self.held_out = self._examples(encoded_rows(encoder, held_out.images, held_out.masks), held_out.prompts)
         self.kind, self.alphas_cumprod = denoiser.prediction_type, denoiser.alphas_cumprod.cpu()
         self.factor, self._unet = denoiser.factor, denoiser.unet.to("cpu")
         self.whole: tuple[str, ...] = WHOLE if denoiser.widened else ()
         self._fresh = {name: value.clone() for name, value in self._unet.conv_in.state_dict().items()}
         self.texts.embed = _embedded_before  # so that the text encoders and the VAE are let go
+
+    def _examples(self, rows: EncodedRows, prompts: Sequence[str], groups: Groups | None = None) -> MaskedExamples:
+        found, index = self.texts.of([*(prompts[place] for place in rows.index), ""])
+        self._empty = found[index[-1]][None]  # (1, L, D)
+        return MaskedExamples(rows, found, index[:-1], groups)
 
     def build(self) -> nn.Module:
         """The U-Net with a fresh adapter, a function of the seed alone."""
@@ -169,37 +209,6 @@ def background_error(estimate: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
     outside = 1 - mask  # (B, 1, h, w)
     errors = (outside * (estimate - latents).square()).flatten(1).sum(1)
     return errors / (outside.flatten(1).sum(1) * latents.shape[1]).clamp_min(1)
-
-
-def encode_masked(
-    denoiser: InpaintDenoiser, images: Sequence[bytes], masks: Sequence[bytes | None], size: int
-) -> tuple[Tensor, Tensor, list[int], Counter[str]]:
-    """Latents (N, 4, h, w) and contexts (N, 5, h, w) float16 of the rows that can be fitted, the numbers of those rows,
-    and how many were left out, by reason."""
-    shape = denoiser.latent_shape(size, size)
-    latents, contexts, kept = [torch.empty(0, *shape)], [torch.empty(0, 1 + shape[0], *shape[1:])], list[int]()
-    dropped: Counter[str] = Counter()
-    for start in range(0, len(images), ENCODE_BATCH):
-        numbers, pairs = [], []
-        for number in range(start, min(start + ENCODE_BATCH, len(images))):
-            mask = masks[number]
-            if mask is None or not read_mask(mask).any():
-                dropped[NO_MASK if mask is None else EMPTY_MASK] += 1
-                continue
-            numbers.append(number)
-            pairs.append(lesion_square(images[number], mask, size))
-        if not pairs:
-            continue
-        pixels = torch.from_numpy(np.stack([rgb for rgb, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        found = torch.from_numpy(np.stack([mask for _, mask in pairs])[:, None]).float()
-        encoded, context = denoiser.encode_image(pixels).cpu().half(), denoiser.context(pixels, found).cpu().half()
-        reasons = [_unfit(row, around) for row, around in zip(encoded, context, strict=True)]
-        dropped.update(reason for reason in reasons if reason is not None)
-        fit = torch.tensor([reason is None for reason in reasons])
-        latents.append(encoded[fit])
-        contexts.append(context[fit])
-        kept += [number for number, reason in zip(numbers, reasons, strict=True) if reason is None]
-    return torch.cat(latents).half(), torch.cat(contexts).half(), kept, dropped
 
 
 def _unfit(latents: Tensor, context: Tensor) -> str | None:

@@ -7,17 +7,18 @@ once, and captions are read by the same index, so the two can never come apart.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from factory.fits.objective import RowNoise
+from factory import records
+from factory.fits.encoded import Arrays, CachedImages, EncodedRows, encoded_rows
+from factory.fits.objective import Groups, RowNoise
 from factory.fits.perceptual import DecodedTerms
 from factory.fits.presets import preset_of
 from factory.fits.weighting import snr_weights
@@ -28,34 +29,38 @@ from factory.models.latents import LatentStats
 from factory.models.lora import add_lora, save_lora
 from factory.models.segmenter import dice_bce_loss
 from factory.models.text_cache import TextEmbeddings
-from factory.models.weights import text_encoder_digest
+from factory.models.weights import text_encoder_digest, tree_digest
 from factory.recipe import LoraSection
 from factory.storage import Store
 
 ENCODE_BATCH = 8
 NON_FINITE_LATENTS = "non_finite_latents"  # why a row is left out
+STATS_ROWS = 4096  # that statistics are measured on, evenly spaced
 TEXT_CACHE = "cache/text"  # in a run's store
 
 
 class _Pairs:
-    """Whitened joint latents (N, 8, h, w) float16 with their masks (N, H, W) bool."""
+    """Joint latents (N, 8, h, w) float16 with their masks (N, H, W) bool. `whiten` is applied to a batch's rows."""
 
-    def __init__(self, latents: np.ndarray, masks: np.ndarray) -> None:
-        self.latents, self.masks = latents, masks
+    def __init__(
+        self, latents: np.ndarray, masks: np.ndarray, whiten: Callable[[Tensor], Tensor] = lambda latents: latents
+    ) -> None:
+        self.latents, self.masks, self.whiten = latents, masks, whiten
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         return {
-            "latents": torch.from_numpy(self.latents[indices].astype(np.float32)),
+            "latents": self.whiten(torch.from_numpy(self.latents[indices].astype(np.float32))),
             "mask": torch.from_numpy(self.masks[indices][:, None].astype(np.float32)),
         }
 
 
 class LatentExamples(_Pairs):
-    """Pairs with their captions' tokens, (N, L) int, for a fit that trains the text encoder too. `caption_dropout` of
-    the rows, drawn by (step, row), train the unconditional half; their tokens are the empty prompt's."""
+    """Whitened pairs with their captions' tokens, (N, L) int, for a fit that trains the text encoder too.
+    `caption_dropout` of the rows, drawn by (step, row), train the unconditional half; their tokens are the empty
+    prompt's."""
 
     def __init__(self, latents: np.ndarray, masks: np.ndarray, tokens: np.ndarray) -> None:
         super().__init__(latents, masks)
@@ -67,11 +72,14 @@ class LatentExamples(_Pairs):
 
 class EmbeddedExamples(_Pairs):
     """Pairs with captions embedded before: conditions (U, L, D) float32 of the U different captions, and which of them
-    is each row's, index (N,)."""
+    is each row's, index (N,). groups: what is shown equally often, see `Groups`."""
 
-    def __init__(self, latents: np.ndarray, masks: np.ndarray, conditions: Tensor, index: np.ndarray) -> None:
-        super().__init__(latents, masks)
-        self.conditions, self.index = conditions, index
+    def __init__(
+        self, latents: np.ndarray, masks: np.ndarray, conditions: Tensor, index: np.ndarray,
+        whiten: Callable[[Tensor], Tensor] = lambda latents: latents, groups: Groups | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(latents, masks, whiten)
+        self.conditions, self.index, self.groups = conditions, index, groups
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         return super().batch(indices) | {"condition": self.conditions[torch.from_numpy(self.index[indices])]}
@@ -99,6 +107,40 @@ def encode_pairs(
         scaled = denoiser.scaled_latents(images, torch.from_numpy(stacked[:, None]).float())
         latents[start : start + len(pairs)] = scaled.half().cpu().numpy()
     return latents, masks
+
+
+class JointEncoder:
+    """Pairs as scaled, not yet whitened `latents` (8, h, w) float16 and `mask` (H, W) bool, cut about the lesion and
+    scaled to `size` px. denoiser: what encodes, by default that of the weights."""
+
+    def __init__(self, weights: Path, size: int, denoiser: JointDenoiser | None = None) -> None:
+        self.weights, self.size, self._denoiser = weights, size, denoiser
+
+    @property
+    def digest(self) -> str:
+        return records.digest("joint", tree_digest(self.weights / "vae"), self.size, "lesion_square")
+
+    @property
+    def denoiser(self) -> JointDenoiser:
+        if self._denoiser is None:
+            self._denoiser = JointDenoiser.load(self.weights).to("cuda" if torch.cuda.is_available() else "cpu")
+        return self._denoiser
+
+    def __call__(self, images: Sequence[bytes], masks: Sequence[bytes | None]) -> list[Arrays | str]:
+        pairs = [lesion_square(image, mask or b"", self.size) for image, mask in zip(images, masks, strict=True)]
+        latents, found = encode_pairs(self.denoiser, len(pairs), pairs.__getitem__, self.size)
+        return [
+            {"latents": row, "mask": mask} if np.isfinite(row).all() else NON_FINITE_LATENTS
+            for row, mask in zip(latents, found, strict=True)
+        ]
+
+
+class FitRows(NamedTuple):
+    """Rows beside those that a fit learns from: as its own images, masks and captions."""
+
+    images: Sequence[bytes] | CachedImages
+    masks: Sequence[bytes | None]
+    prompts: Sequence[str]
 
 
 class FitStarter:
@@ -175,42 +217,54 @@ class FitMaskHead:
 class FitLora:
     """Objective: LoRA and both new convolutions on a frozen base, or with `train_mode: full` the whole U-Net.
 
-    images and masks are encoded PNG bytes, prompts their captions; images that are not `size` px square are scaled. A
-    pair whose latents are not finite is left out, and `dropped` counts it.
+    images and masks are encoded PNG bytes, or images were encoded before; prompts their captions. Images that are not
+    `size` px square are scaled. A pair whose latents are not finite is left out, and `dropped` counts it.
     cache: where the captions' embeddings are kept for the next fit or the next worker; None keeps them nowhere.
+    held_out: rows that are never trained on. groups: values per row whose groups are shown equally often.
     """
 
     def __init__(
-        self, weights: Path, images: Sequence[bytes], masks: Sequence[bytes], prompts: Sequence[str],
-        section: LoraSection, size: int, cache: Store | None = None,
+        self, weights: Path, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None],
+        prompts: Sequence[str], section: LoraSection, size: int, cache: Store | None = None,
+        held_out: FitRows | None = None, groups: Sequence[Sequence[str]] = (),
     ) -> None:  # fmt: skip
         self.weights, self.section, self.size = weights, section, size
         preset = section.joint.preset
         self.rank = section.rank if preset is None else preset_of("joint", preset).rank
         self.denoiser = self._denoiser(images, masks)
-        latents, found = encode_pairs(
-            self.denoiser, len(images), lambda index: lesion_square(images[index], masks[index], size), size
-        )
-        kept, self.dropped = finite_rows(latents)
+        encoder = JointEncoder(weights, size, self.denoiser)
+        rows = encoded_rows(encoder, images, masks)
+        self.dropped = rows.dropped
+        self._measure(rows)
         self.texts = TextEmbeddings(cache, TEXT_CACHE, self.denoiser.condition, text_encoder_digest(weights))
-        whitened = self._whitened(latents[kept])
-        self.examples = EmbeddedExamples(whitened, found[kept], *self.texts.of([prompts[row] for row in kept]))
-        own = section.joint
+        own = [np.asarray(column)[rows.index] for column in groups]
+        self.examples = self._examples(rows, prompts, Groups(*own) if own else None)
+        if held_out is not None and len(held_out.images):
+            others = encoded_rows(encoder, held_out.images, held_out.masks)
+            self.held_out = self._examples(others, held_out.prompts)
+        terms = section.joint
         self._decoded = (
-            DecodedTerms(self.denoiser, own.ssim_weight, own.edge_weight)
-            if own.ssim_weight or own.edge_weight
+            DecodedTerms(self.denoiser, terms.ssim_weight, terms.edge_weight)
+            if terms.ssim_weight or terms.edge_weight
             else None
         )
 
-    def _denoiser(self, images: Sequence[bytes], masks: Sequence[bytes]) -> JointDenoiser:
+    def _denoiser(self, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None]) -> JointDenoiser:
         return JointDenoiser.load(self.weights)
 
-    def _whitened(self, scaled: np.ndarray) -> np.ndarray:
-        """Scaled latents (N, 8, h, w) of unit variance. A plain base has no mask statistics: they come from the corpus.
-        A joint one keeps those it was fitted on."""
-        if self.denoiser.stats == LatentStats() and len(scaled):
-            self.denoiser.stats = LatentStats.measure(torch.from_numpy(scaled).float(), whiten_image=False)
-        return self.denoiser.stats.whiten(torch.from_numpy(scaled).float()).half().numpy()
+    def _measure(self, rows: EncodedRows) -> None:
+        """A plain base has no mask statistics: they come from the corpus. A joint one keeps those it was fitted on."""
+        if self.denoiser.stats == LatentStats() and len(rows):
+            some = np.linspace(0, len(rows) - 1, min(len(rows), STATS_ROWS)).astype(np.int64)
+            self.denoiser.stats = LatentStats.measure(rows.batch(some)["latents"], whiten_image=False)
+
+    def _whiten(self, scaled: Tensor) -> Tensor:
+        return self.denoiser.stats.whiten(scaled)
+
+    def _examples(self, rows: EncodedRows, prompts: Sequence[str], groups: Groups | None = None) -> EmbeddedExamples:
+        found = self.texts.of([prompts[place] for place in rows.index])
+        bucket = rows.buckets[0] if rows.buckets else {"latents": np.empty((0, 8, 1, 1)), "mask": np.empty((0, 1, 1))}
+        return EmbeddedExamples(bucket["latents"], bucket["mask"], *found, self._whiten, groups)
 
     def build(self) -> nn.Module:
         torch.manual_seed(self.section.seed)
@@ -281,13 +335,6 @@ class FitLora:
         """The U-Net with what `save` wrote."""
         full = self.section.train_mode == "full"
         return (load_joint(directory) if full else load_joint(self.weights, adapter=directory)).unet
-
-
-def finite_rows(latents: np.ndarray) -> tuple[np.ndarray, Counter[str]]:
-    """Which rows of latents (N, C, h, w) are finite, ascending, and how many are not, by reason."""
-    finite = np.isfinite(latents).all(axis=(1, 2, 3))
-    lost = int((~finite).sum())
-    return np.flatnonzero(finite), Counter({NON_FINITE_LATENTS: lost} if lost else {})
 
 
 def lesion_square(image: bytes, mask: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:

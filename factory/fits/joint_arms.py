@@ -16,7 +16,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factory.fits.joint import FitLora, lesion_square
+from factory.fits.encoded import CachedImages, EncodedRows
+from factory.fits.joint import FitLora, FitRows, lesion_square
 from factory.fits.loop import Worker, train
 from factory.fits.objective import RowNoise
 from factory.images import read_mask
@@ -35,20 +36,21 @@ VAE_SHARE = 5  # the VAE is fitted for one step to each of so many of the U-Net'
 
 
 def fit_of(
-    weights: Path, images: Sequence[bytes], masks: Sequence[bytes], prompts: Sequence[str],
-    section: LoraSection, size: int, cache: Store | None = None,
+    weights: Path, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None], prompts: Sequence[str],
+    section: LoraSection, size: int, cache: Store | None = None, held_out: FitRows | None = None,
+    groups: Sequence[Sequence[str]] = (),
 ) -> FitLora:  # fmt: skip
     """The objective of the section's arm; arguments as of `FitLora`."""
     own = section.joint
     kind = FitCascaded if own.pipeline == "cascaded" else FitPixel4 if own.encoding == "pixel4" else FitLora
-    return kind(weights, images, masks, prompts, section, size, cache)
+    return kind(weights, images, masks, prompts, section, size, cache, held_out, groups)
 
 
 class FitCascaded(FitLora):
     """Objective: one U-Net for both calls of the cascade, the image's with empty mask latents and the mask's with clean
     image latents. Each row is shown both, so a step costs twice that of joint denoising, as sampling does."""
 
-    def _denoiser(self, images: Sequence[bytes], masks: Sequence[bytes]) -> JointDenoiser:
+    def _denoiser(self, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None]) -> JointDenoiser:
         return CascadedDenoiser(**CascadedDenoiser.parts(self.weights), mask_steps=self.section.joint.mask_steps)
 
     def _network(self, model: nn.Module, latents: Tensor) -> Callable[..., Any]:
@@ -77,15 +79,19 @@ class FitPixel4(FitLora):
     `mask_weight` and `head_weight` are without effect: there are no mask latents, and no head reads them.
     """
 
-    def _denoiser(self, images: Sequence[bytes], masks: Sequence[bytes]) -> JointDenoiser:
+    def _denoiser(self, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None]) -> JointDenoiser:
         parts = Pixel4Denoiser.parts(self.weights)
-        area = float(np.mean([read_mask(mask).mean() for mask in masks])) if masks else 0.5
+        assert not isinstance(images, CachedImages), "its VAE is fitted on the pixels"
+        area = float(np.mean([read_mask(mask or b"").mean() for mask in masks])) if masks else 0.5
         denoiser = Pixel4Denoiser(**parts | {"vae": widen_vae(parts["vae"], area)})
         if images:
             fit_vae(FitPixel4Vae(denoiser.vae, images, masks, self.size), self.section)
         return denoiser
 
-    def _whitened(self, scaled: np.ndarray) -> np.ndarray:
+    def _measure(self, rows: EncodedRows) -> None:
+        """There are no mask latents to measure."""
+
+    def _whiten(self, scaled: Tensor) -> Tensor:
         return scaled
 
     def _adapted(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -103,7 +109,7 @@ class FitPixel4(FitLora):
 class PairExamples:
     """Images and masks as pixels, read when they are asked for: a corpus of them does not fit into memory."""
 
-    def __init__(self, images: Sequence[bytes], masks: Sequence[bytes], size: int) -> None:
+    def __init__(self, images: Sequence[bytes], masks: Sequence[bytes | None], size: int) -> None:
         self.images, self.masks, self.size = images, masks, size
 
     def __len__(self) -> int:
@@ -111,7 +117,7 @@ class PairExamples:
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """`image` (B, 3, H, W) in [-1, 1] and `mask` (B, 1, H, W) in {0, 1}."""
-        pairs = [lesion_square(self.images[row], self.masks[row], self.size) for row in indices.tolist()]
+        pairs = [lesion_square(self.images[row], self.masks[row] or b"", self.size) for row in indices.tolist()]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
         return {"image": images, "mask": torch.from_numpy(np.stack([mask for _, mask in pairs])[:, None]).float()}
 
@@ -120,7 +126,7 @@ class FitPixel4Vae:
     """Objective: the new channel of a VAE that `widen_vae` widened, and the decoder's last block, by the absolute error
     of the image and BCE and Dice of the mask. All else stays the base's, the old columns of `conv_in` too."""
 
-    def __init__(self, vae: AutoencoderKL, images: Sequence[bytes], masks: Sequence[bytes], size: int) -> None:
+    def __init__(self, vae: AutoencoderKL, images: Sequence[bytes], masks: Sequence[bytes | None], size: int) -> None:
         self.vae, self.examples = vae, PairExamples(images, masks, size)
 
     def build(self) -> nn.Module:

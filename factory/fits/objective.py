@@ -123,7 +123,7 @@ class Groups:
     row of its own shuffled passes.
     """
 
-    def __init__(self, *columns: Sequence[str | int]) -> None:
+    def __init__(self, *columns: Sequence[str] | Sequence[int] | np.ndarray) -> None:
         self._tree = _grouped([np.asarray(column) for column in columns], np.arange(len(columns[0])))
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> np.ndarray:

@@ -216,12 +216,8 @@ class InpaintDenoiser:
         return self.stats.whiten(codec.scaled_modes(self.vae, image))
 
     def context(self, image: Tensor, mask: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] and (B, 1, H, W) in {0, 1} -> (B, 5, h, w): the mask, a cell being its upper left
-        pixel as in the pipelines, and the latents of the image with grey where the mask is."""
-        mask = dilated(mask.float(), self.dilation)
-        cells = F.interpolate(mask, size=tuple(side // self.factor for side in mask.shape[-2:]))
-        masked = self.encode_image(image * (mask < 0.5))
-        return torch.cat([cells.to(masked), masked], dim=1)
+        """(B, 3, H, W) in [-1, 1] and (B, 1, H, W) in {0, 1} -> (B, 5, h, w): see `context_of`."""
+        return context_of(self.vae, self.stats, self.dilation, image, mask)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Tensor:
@@ -302,6 +298,15 @@ def dilated(mask: Tensor, share: float) -> Tensor:
 def is_xl(config: Any) -> bool:
     """Whether a U-Net's config is SDXL's: it reads a pooled vector and sizes beside the text's states."""
     return bool(config.get("addition_embed_type") == "text_time")
+
+
+def context_of(vae: codec.Codec, stats: LatentStats, dilation: float, image: Tensor, mask: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] and (B, 1, H, W) in {0, 1} -> (B, 5, h, w): the mask, dilated by a share of the side and
+    a cell being its upper left pixel as in the pipelines, and the latents of the image with grey where the mask is."""
+    mask, factor = dilated(mask.float(), dilation), codec.factor_of(vae)
+    cells = F.interpolate(mask, size=tuple(side // factor for side in mask.shape[-2:]))
+    masked = stats.whiten(codec.scaled_modes(vae, image * (mask < 0.5)))
+    return torch.cat([cells.to(masked), masked], dim=1)
 
 
 def load_unet(base: Path, dtype: torch.dtype = torch.float32) -> tuple[UNet2DConditionModel, bool]:

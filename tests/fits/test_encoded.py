@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from factory import images
-from factory.fits.encoded import Arrays, EncodedCache, encode
+from factory.fits.encoded import Arrays, EncodedCache, encode, keys_of
 from factory.storage import LocalStore
 
 
@@ -57,13 +57,13 @@ def test_what_is_known_is_not_encoded_again_and_files_hold_what_memory_held(tmp_
     assert cache.fill(encoder, given, outlines) == 2  # the other two
     assert cache.fill(encoder, given, outlines) == 0 and encoder.seen == 4
     twice = [*given, given[0]], [*outlines, outlines[0]]
-    kept, memory = cache.rows(*twice, tmp_path / "node"), encode(Halve(), *twice)
+    kept, memory = cache.rows(keys_of(*twice), tmp_path / "node"), encode(Halve(), *twice)
     assert kept.index.tolist() == memory.index.tolist() == [0, 2, 3, 4] and kept.dropped == memory.dropped
     order = np.array([3, 0, 1])
     for name, values in kept.batch(order).items():
         assert np.array_equal(values, memory.batch(order)[name]) and str(values.dtype) == "torch.float32"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "node").rglob("*") if path.is_file()}
-    cache.rows(*twice, tmp_path / "node")
+    cache.rows(keys_of(*twice), tmp_path / "node")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "node").rglob("*") if path.is_file()} == before
 
 
@@ -79,5 +79,5 @@ def test_an_image_without_an_entry_is_refused(tmp_path: Path) -> None:
     cache = EncodedCache(LocalStore(tmp_path / "store"), Halve.digest)
     cache.fill(Halve(), drawn([99]), [None])
     with pytest.raises(ValueError, match="must find its images encoded in .*, got 1 without an entry; fit again"):
-        cache.rows(drawn([99, 98]), [None, None], tmp_path / "node")
+        cache.rows(keys_of(drawn([99, 98]), [None, None]), tmp_path / "node")
     assert not (tmp_path / "node").exists()

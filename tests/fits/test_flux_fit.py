@@ -14,7 +14,8 @@ from diffusers import FluxPipeline
 from tiny_flux import LENGTH, save_pipeline
 from torch import Tensor, nn
 
-from factory.fits.flux import FitFluxLora, ScaledExamples, encode_scales, noise_levels, square
+from factory.fits.encoded import encode
+from factory.fits.flux import FitFluxLora, FluxEncoder, ScaledExamples, noise_levels, square
 from factory.fits.loop import train
 from factory.fits.objective import RowNoise, batch_rows
 from factory.fits.presets import PRESETS
@@ -159,11 +160,10 @@ def test_the_librarys_pipeline_draws_with_the_fit_what_the_factory_draws(base: P
 
 
 def test_an_image_is_fitted_at_the_largest_scale_it_fills_and_never_enlarged(base: Path) -> None:
-    denoiser = FluxDenoiser.load(base, max_sequence_length=LENGTH)
     images = [picture(k, *size) for k, size in enumerate([(16, 16), (12, 40), (40, 32), (31, 90), (64, 64)])]
-    buckets, kept, dropped = encode_scales(denoiser, images, [32, 16])
-    assert [tuple(bucket.shape) for bucket in buckets] == [(2, 4, 8, 8), (2, 4, 16, 16)]
-    assert kept == [0, 3, 2, 4] and dropped == {"too_small": 1}
+    rows = encode(FluxEncoder(base, [32, 16]), images)
+    assert [bucket["latents"].shape for bucket in rows.buckets] == [(2, 4, 8, 8), (2, 4, 16, 16)]
+    assert rows.index.tolist() == [0, 3, 2, 4] and rows.dropped == {"too_small": 1}
 
 
 def test_the_middle_square_is_taken_and_scaled() -> None:
@@ -174,9 +174,8 @@ def test_the_middle_square_is_taken_and_scaled() -> None:
 
 def test_a_row_whose_latents_are_not_finite_is_left_out_and_counted(base: Path, tmp_path: Path) -> None:
     # Half precision ends at 65,504: with this scaling one image's latents go beyond it and the other's do not.
-    plain = FluxDenoiser.load(base, max_sequence_length=LENGTH)
     images = [picture(number) for number in range(4)]
-    peaks = [float(encode_scales(plain, [image], [16])[0][0].abs().max()) for image in images]
+    peaks = np.abs(encode(FluxEncoder(base, [16]), images).buckets[0]["latents"]).max(axis=(1, 2, 3)).tolist()
     worst, second = sorted(peaks)[-1], sorted(peaks)[-2]
     other = save_pipeline(tmp_path / "base")
     config = json.loads((other / "vae" / "config.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,8 @@ from test_inpaint import draw, drawn_by
 from tiny_sdxl import build_pipeline, save_pipeline
 from torch import Tensor, nn
 
-from factory.fits.inpaint import FitInpaintLora, background_error, encode_masked, inpaint_loss
+from factory.fits.encoded import EncodedRows, encode
+from factory.fits.inpaint import FitInpaintLora, InpaintEncoder, background_error, inpaint_loss
 from factory.fits.loop import train
 from factory.fits.objective import RowNoise
 from factory.fits.presets import PRESETS, describe
@@ -258,21 +260,23 @@ def test_a_dropped_caption_is_the_empty_prompts(bases: dict[str, Path]) -> None:
 # ---- rows and presets
 
 
-def rows_of(masks: Sequence[bytes | None], base: Path, **fields: Any) -> Any:
-    denoiser = InpaintDenoiser.load(base)
-    for name, value in fields.items():
-        denoiser.vae.register_to_config(**{name: value})
-    return encode_masked(denoiser, [pair(k)[0] for k in range(len(masks))], masks, 32)
+def rows_of(masks: Sequence[bytes | None], base: Path) -> EncodedRows:
+    return encode(InpaintEncoder(base, 32, 0.0), [pair(k)[0] for k in range(len(masks))], masks)
 
 
-def test_rows_that_cannot_be_fitted_are_counted_by_reason(bases: dict[str, Path]) -> None:
+def test_rows_that_cannot_be_fitted_are_counted_by_reason(bases: dict[str, Path], tmp_path: Path) -> None:
     speck = np.zeros((32, 32), bool)
     speck[9, 9] = True  # no cell of the latents begins there
     masks = [None, encode_mask(np.zeros((32, 32), bool)), encode_mask(speck), encode_mask(np.ones((32, 32), bool))]
-    latents, contexts, kept, dropped = rows_of([pair(0)[1], *masks, pair(5)[1]] + [pair(6)[1]] * 4, bases["sd"])
-    assert dropped == {"no_mask": 1, "empty_mask": 2, "full_mask": 1}
-    assert kept == [0, 5, 6, 7, 8, 9] and latents.shape == (6, 4, 16, 16) and contexts.shape == (6, 5, 16, 16)
-    assert rows_of([pair(0)[1]] * 2, bases["sd"], scaling_factor=1e9)[3] == {"non_finite_latents": 2}
+    rows = rows_of([pair(0)[1], *masks, pair(5)[1]] + [pair(6)[1]] * 4, bases["sd"])
+    assert rows.dropped == {"no_mask": 1, "empty_mask": 2, "full_mask": 1}
+    assert rows.index.tolist() == [0, 5, 6, 7, 8, 9]
+    shapes = {name: values.shape for name, values in rows.buckets[0].items()}
+    assert shapes == {"latents": (6, 4, 16, 16), "context": (6, 5, 16, 16)}
+    loud = shutil.copytree(bases["sd"], tmp_path / "loud")
+    config = json.loads((loud / "vae/config.json").read_text()) | {"scaling_factor": 1e9}
+    (loud / "vae/config.json").write_text(json.dumps(config))
+    assert rows_of([pair(0)[1]] * 2, loud).dropped == {"non_finite_latents": 2}
 
 
 def test_captions_are_embedded_once_for_all_fits(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import copy
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from factory import taxonomy
+from factory import records, taxonomy
+from factory.fits.encoded import Arrays, CachedImages, EncodedRows, encoded_rows, taken
 from factory.fits.flux import NON_FINITE_LATENTS, TOO_SMALL, square
-from factory.fits.joint import ENCODE_BATCH
-from factory.fits.objective import RowNoise
+from factory.fits.joint import STATS_ROWS, FitRows
+from factory.fits.objective import Groups, RowNoise
 from factory.fits.weighting import snr_weights
-from factory.images import RGB, read_png
+from factory.images import read_png
 from factory.models import codec
 from factory.models.class_conditional import STATS_FILE, ClassConditionalDenoiser
 from factory.models.class_lora import add_lora, save_adapter
@@ -44,17 +45,20 @@ from factory.models.class_networks import (
 from factory.models.codec import Codec
 from factory.models.latents import LatentStats
 from factory.models.starter import build_scheduler
-from factory.models.weights import family_of
+from factory.models.weights import family_of, tree_digest
 from factory.recipe import LoraSection
 
 NO_DIAGNOSIS, CLASS_NOT_ASKED = "no_diagnosis", "class_not_asked"
 
 
 class ClassExamples:
-    """Latents (N, C, h, w) float16 and the class of each, `labels` (N,) int64."""
+    """Scaled latents (N, C, h, w) float16 and the class of each, `labels` (N,) int64; `whiten` is applied to a batch's
+    rows. groups: what is shown equally often, see `Groups`."""
 
-    def __init__(self, latents: Tensor, labels: np.ndarray) -> None:
-        self.latents, self.labels = latents, labels
+    def __init__(
+        self, latents: np.ndarray, labels: np.ndarray, whiten: Callable[[Tensor], Tensor], groups: Groups | None = None
+    ) -> None:
+        self.latents, self.labels, self.whiten, self.groups = latents, labels, whiten, groups
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,47 +66,100 @@ class ClassExamples:
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """`latents` (B, C, h, w) float32 and `label` (B,)."""
         return {
-            "latents": self.latents[torch.from_numpy(indices)].float(),
+            "latents": self.whiten(torch.from_numpy(self.latents[indices].astype(np.float32))),
             "label": torch.from_numpy(self.labels[indices]),
         }
+
+
+class ClassEncoder:
+    """Images as scaled `latents` (C, h, w) float16 of the middle square at `size` px; a smaller image is `too_small`.
+    Of the weights only the VAE is loaded."""
+
+    def __init__(self, weights: Path, size: int) -> None:
+        self.weights, self.size = weights, size
+        self._vae: Codec | None = None
+
+    @property
+    def digest(self) -> str:
+        return records.digest("class_conditional", tree_digest(self.weights / "vae"), self.size, "middle_square")
+
+    @property
+    def vae(self) -> Codec:
+        if self._vae is None:
+            self._vae = codec.load_codec(self.weights / "vae").to("cuda" if torch.cuda.is_available() else "cpu")
+        return self._vae
+
+    def __call__(self, images: Sequence[bytes], masks: Sequence[bytes | None]) -> list[Arrays | str]:
+        found: list[Arrays | str] = [TOO_SMALL] * len(images)
+        pictures = [read_png(data) for data in images]
+        places = [place for place, rgb in enumerate(pictures) if min(rgb.shape[:2]) >= self.size]
+        if not places:
+            return found
+        squares = np.stack([square(pictures[place], self.size) for place in places])
+        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 127.5 - 1
+        for place, row in zip(places, codec.scaled_modes(self.vae, pixels).half().cpu(), strict=True):
+            found[place] = {"latents": row.numpy()} if torch.isfinite(row).all() else NON_FINITE_LATENTS
+        return found
 
 
 class FitClassConditional:
     """Objective: a class-conditional network on latents.
 
     weights: a class-conditional directory to fit on; or any base with a VAE, on which a network of the section's preset
-    is fitted from nothing. images: encoded PNG bytes, each with its diagnosis or None; the middle square is scaled to
-    `size` px. classes: the diagnoses to learn; a row of any other is left out, and so are images that are smaller than
-    `size` and latents that are not finite. `dropped` counts them by reason. Raises ValueError where a class has no
-    example left, and logs where one has a single one.
+    is fitted from nothing. images: encoded PNG bytes, or encoded before, each with its diagnosis or None; the middle
+    square is scaled to `size` px. classes: the diagnoses to learn; a row of any other is left out, and so are images
+    that are smaller than `size` and latents that are not finite. `dropped` counts them by reason. Raises ValueError
+    where a class has no example left, and logs where one has a single one. held_out, groups: see `FitLora`; the
+    captions are diagnoses.
     """
 
     def __init__(
-        self, weights: Path, images: Sequence[bytes], diagnoses: Sequence[str | None], section: LoraSection, size: int,
-        classes: Sequence[str],
+        self, weights: Path, images: Sequence[bytes] | CachedImages, diagnoses: Sequence[str | None],
+        section: LoraSection, size: int, classes: Sequence[str], held_out: FitRows | None = None,
+        groups: Sequence[Sequence[str]] = (),
     ) -> None:  # fmt: skip
         self.weights, self.section, self.classes = weights, section, list(classes)
         self.base_family = family_of(weights)
         fresh = self.base_family != "class_conditional"
         check_mode(self.base_family, section.train_mode)
-        rows, self.dropped = _asked(images, diagnoses, self.classes, size)
+        self._encoder = ClassEncoder(weights, size)
+        places, self.dropped = _asked(diagnoses, self.classes)
+        rows = encoded_rows(self._encoder, taken(images, places))
+        self.dropped.update(rows.dropped)
+        own = np.asarray(places, np.int64)[rows.index]
+        names = [str(diagnoses[place]) for place in own]
+        self.counts = _checked_counts(self.classes, names)
         base = None if fresh else ClassConditionalDenoiser.load(weights)
         vae = codec.load_codec(weights / "vae") if base is None else base.vae
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # of the worker, which builds its objective itself
         factor = vae.config.scaling_factor
-        scaled, names = _encoded(vae.to(device), rows, size, self.dropped)
-        vae.to("cpu")
-        self.counts = _checked_counts(self.classes, names)
-        self.denoiser = self._fresh(vae, scaled, size) if base is None else self._of(base)
+        self.denoiser = self._fresh(vae, rows, size) if base is None else self._of(base)
         self.denoiser.latent_shape(size, size)  # which the network must be able to draw
-        latents = self.denoiser.stats.whiten(scaled.float() * (vae.config.scaling_factor / factor)).half()
-        self.examples = ClassExamples(latents, np.array([self.denoiser.labels[name] for name in names], np.int64))
+        self._rescaled = vae.config.scaling_factor / factor
+        columns = [np.asarray(column)[own] for column in groups]
+        self.examples = self._examples(rows, names, Groups(*columns) if columns else None)
+        if held_out is not None and len(held_out.images):
+            self.held_out = self._held_out(held_out)
 
-    def _fresh(self, vae: Codec, scaled: Tensor, size: int) -> ClassConditionalDenoiser:
+    def _held_out(self, held_out: FitRows) -> ClassExamples:
+        places, _ = _asked(held_out.prompts, self.classes)
+        rows = encoded_rows(self._encoder, taken(held_out.images, places))
+        return self._examples(rows, [str(held_out.prompts[places[row]]) for row in rows.index])
+
+    def _examples(self, rows: EncodedRows, names: Sequence[str], groups: Groups | None = None) -> ClassExamples:
+        labels = np.array([self.denoiser.labels[name] for name in names], np.int64)
+        latents = rows.buckets[0]["latents"] if rows.buckets else np.empty((0, 1, 1, 1), np.float16)
+        return ClassExamples(latents, labels, self._whiten, groups)
+
+    def _whiten(self, scaled: Tensor) -> Tensor:
+        return self.denoiser.stats.whiten(scaled * self._rescaled)
+
+    def _fresh(self, vae: Codec, rows: EncodedRows, size: int) -> ClassConditionalDenoiser:
         """A network of the preset on this VAE, a function of the seed."""
         own, channels = self.section.class_conditional, int(vae.config.latent_channels)
         kind, config = NETWORKS[own.preset]
-        stats = _statistics(vae, scaled.float(), self.weights / STATS_FILE, whitened=issubclass(kind, UNet2DModel))
+        some = np.linspace(0, len(rows) - 1, min(len(rows), STATS_ROWS)).astype(np.int64)
+        scaled = rows.batch(some)["latents"]
+        stats = _statistics(vae, scaled, self.weights / STATS_FILE, whitened=issubclass(kind, UNet2DModel))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.section.seed)
             network = build_network(kind, config, len(self.classes), channels, size // codec.factor_of(vae))
@@ -202,39 +259,10 @@ def _statistics(vae: Codec, scaled: Tensor, known: Path, *, whitened: bool) -> L
     return codec.image_stats(channels=scaled.shape[1])
 
 
-def _asked(
-    images: Sequence[bytes], diagnoses: Sequence[str | None], classes: Sequence[str], size: int
-) -> tuple[list[tuple[str, RGB]], Counter[str]]:
-    """The rows of the classes asked for, each as its class and middle square at `size` px, and how many were left out
-    by reason."""
-    kept: list[tuple[str, RGB]] = []
-    dropped: Counter[str] = Counter()
-    for data, diagnosis in zip(images, diagnoses, strict=True):
-        if diagnosis is None:
-            dropped[NO_DIAGNOSIS] += 1
-        elif diagnosis not in classes:
-            dropped[CLASS_NOT_ASKED] += 1
-        elif min((rgb := read_png(data)).shape[:2]) < size:
-            dropped[TOO_SMALL] += 1
-        else:
-            kept.append((diagnosis, square(rgb, size)))
-    return kept, dropped
-
-
-def _encoded(vae: Codec, rows: Sequence[tuple[str, RGB]], size: int, dropped: Counter[str]) -> tuple[Tensor, list[str]]:
-    """Scaled latents (N, C, h, w) float16 with their classes; what is not finite is left out and counted."""
-    side = size // codec.factor_of(vae)
-    found, names = [torch.empty(0, vae.config.latent_channels, side, side, dtype=torch.float16)], []
-    for start in range(0, len(rows), ENCODE_BATCH):
-        part = rows[start : start + ENCODE_BATCH]
-        pixels = torch.from_numpy(np.stack([rgb for _, rgb in part])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = codec.scaled_modes(vae, pixels).half().cpu()
-        finite = torch.isfinite(latents).flatten(1).all(dim=1)
-        if not finite.all():
-            dropped[NON_FINITE_LATENTS] += int((~finite).sum())
-        found.append(latents[finite])
-        names += [name for (name, _), kept in zip(part, finite.tolist(), strict=True) if kept]
-    return torch.cat(found), names
+def _asked(diagnoses: Sequence[str | None], classes: Sequence[str]) -> tuple[list[int], Counter[str]]:
+    """The places of the rows of the classes asked for, and how many were left out by reason."""
+    reasons = [NO_DIAGNOSIS if one is None else "" if one in classes else CLASS_NOT_ASKED for one in diagnoses]
+    return [place for place, reason in enumerate(reasons) if not reason], Counter(filter(None, reasons))
 
 
 def _checked_counts(classes: Sequence[str], names: Sequence[str]) -> dict[str, int]:

@@ -178,7 +178,7 @@ class EncodedCache:
         rows = [
             {"key": key, "shape": None, "arrays": None, "reason": one}
             if isinstance(one, str)
-            else {"key": key, "shape": json.dumps(_shape(one)), "arrays": save_arrays(one), "reason": None}
+            else {"key": key, "shape": json.dumps(_shape(one)), "arrays": _saved(one), "reason": None}
             for key, one in zip(keys, found, strict=True)
         ]
         sink = io.BytesIO()
@@ -197,6 +197,13 @@ class CachedImages:
         return len(self.keys)
 
 
+def taken(images: Sequence[bytes] | CachedImages, places: Sequence[int]) -> Sequence[bytes] | CachedImages:
+    """Some of the images, in this order."""
+    if isinstance(images, CachedImages):
+        return CachedImages(images.store, tuple(images.keys[place] for place in places))
+    return [images[place] for place in places]
+
+
 def encoded_rows(
     encoder: Encoder, images: Sequence[bytes] | CachedImages, masks: Sequence[bytes | None] | None = None
 ) -> EncodedRows:
@@ -205,6 +212,11 @@ def encoded_rows(
         return encode(encoder, images, masks)
     folder = Path(tempfile.gettempdir()) / f"dermafactory-{getpass.getuser()}" / "latents"
     return EncodedCache(images.store, encoder.digest).rows(images.keys, folder)
+
+
+def _saved(arrays: Arrays) -> bytes:
+    """As safetensors, which writes memory as it lies: a view of a batch in another order must be laid out first."""
+    return save_arrays({name: np.ascontiguousarray(values) for name, values in arrays.items()})
 
 
 def keys_of(images: Sequence[bytes], masks: Sequence[bytes | None]) -> list[str]:

@@ -136,11 +136,11 @@ class JointEncoder:
 
 
 class FitRows(NamedTuple):
-    """Rows beside those that a fit learns from: as its own images, masks and captions."""
+    """Rows beside those that a fit learns from: images, masks, and captions or, of a fit by class, diagnoses."""
 
     images: Sequence[bytes] | CachedImages
     masks: Sequence[bytes | None]
-    prompts: Sequence[str]
+    prompts: Sequence[Any]
 
 
 class FitStarter:

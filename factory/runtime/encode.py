@@ -1,28 +1,35 @@
-"""The images of a fit, encoded on Ray Data before its workers start: not in the process group, and once."""
+"""The images of a fit, encoded on Ray Data before its workers start: not in the process group, and once.
+
+cache/latents/ENCODER/*.parquet         entries by the content of image and mask (`fits/encoded.py`)
+cache/rows/ENCODER-CORPUS.parquet       which entry is which record's, so that a fit reads no pixels
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from factory import records
-from factory.fits.encoded import EncodedCache, Encoder
+from factory.fits.encoded import EncodedCache, Encoder, keys_of
 from factory.progress import ProgressLine
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS, Pools
 from factory.runtime.units import Echo
 
 SPLITS = ("train", "val")  # what a fit learns from, and what it is held to
+COLUMNS = ["record_id", "image", "mask", "split", "outcome"]
 
 
-def encode(run: Run, build: Callable[[], Encoder], digest: str, masks: bool, pools: Pools, echo: Echo = print) -> None:
-    """Entries for all accepted images of the corpus that a fit may read, with their masks if it reads those.
-
-    build: the encoder, called once per actor; digest: the encoder's, so that a driver need not load it.
-    """
+def encode(run: Run, encoder: Encoder, masks: bool, pools: Pools, echo: Echo = print) -> None:
+    """Entries for all accepted images of the corpus that a fit may read, with their masks if it reads those. What has
+    been encoded is left alone. encoder: sent to the actors, where it loads its weights when it is first called."""
+    digest = encoder.digest
+    if run.store.exists(_index_path(run, digest, masks)):
+        return
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -33,45 +40,59 @@ def encode(run: Run, build: Callable[[], Encoder], digest: str, masks: bool, poo
         EncodePart,  # type: ignore[arg-type]
         batch_size=1,
         compute=ActorPoolStrategy(size=min(pools.synthesize, len(units))),
-        fn_constructor_args=(run.uri, build, digest, masks),
+        fn_constructor_args=(run.uri, encoder, digest, masks),
         num_cpus=ACTOR_CPUS,
         num_gpus=pools.gpus_per_actor or None,
         batch_format="pyarrow",
     )
-    for batch in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
-            line.add({records.ACCEPTED: row["rows"], records.REJECTED: 0, records.FAILED: 0})
+    found = []
+    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        found.append(batch)
+        line.add({records.ACCEPTED: len(batch), records.REJECTED: 0, records.FAILED: 0})
     line.end()
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables(found) if found else EMPTY, sink)
+    run.store.replace(_index_path(run, digest, masks), sink.getvalue())
+
+
+EMPTY = pa.table({"record_id": pa.array([], pa.string()), "key": pa.array([], pa.string())})
+
+
+def keys_in(run: Run, digest: str, masks: bool) -> dict[str, str] | None:
+    """The entry of each record that was encoded, or None where `encode` has not been here."""
+    path = _index_path(run, digest, masks)
+    if not run.store.exists(path):
+        return None
+    with run.store.open(path) as file:
+        found = pq.ParquetFile(file).read()
+    return dict(zip(found["record_id"].to_pylist(), found["key"].to_pylist(), strict=True))
+
+
+def _index_path(run: Run, digest: str, masks: bool) -> str:
+    return f"cache/rows/{records.digest(digest, run.table('corpus').digest(), masks)}.parquet"
 
 
 class EncodePart:
-    """A part of the corpus to entries of the cache."""
+    """A part of the corpus to entries of the cache. Returns which entry is which record's."""
 
-    def __init__(self, uri: str, build: Callable[[], Encoder], digest: str, masks: bool) -> None:
+    def __init__(self, uri: str, encoder: Encoder, digest: str, masks: bool) -> None:
         run = Run(uri)
-        self.corpus, self.masks = run.table("corpus"), masks
-        self.cache, self.build = EncodedCache(run.store, digest), build
-        self.encoder: Encoder | None = None
+        self.corpus, self.masks, self.encoder = run.table("corpus"), masks, encoder
+        self.cache = EncodedCache(run.store, digest)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [self._encoded(unit) for unit in batch["unit"].to_pylist()]
-        return pa.table({"rows": pa.array(rows, pa.int64())})
+        return pa.concat_tables([EMPTY, *(self._encoded(unit) for unit in batch["unit"].to_pylist())])
 
-    def _encoded(self, unit: int) -> int:
-        images, masks = pairs(self.corpus.read_part(unit, COLUMNS), self.masks)
-        if self.encoder is None:  # not before there is something to encode it for
-            self.encoder = self.build() if images else None
-        if self.encoder is not None:
+    def _encoded(self, unit: int) -> pa.Table:
+        rows = readable(self.corpus.read_part(unit, COLUMNS), self.masks)
+        images = [row["image"]["bytes"] for row in rows]
+        masks = [row["mask"]["bytes"] if self.masks else None for row in rows]
+        if images:
             self.cache.fill(self.encoder, images, masks)
-        return len(images)
+        return pa.table({"record_id": [row["record_id"] for row in rows], "key": keys_of(images, masks)}, EMPTY.schema)
 
 
-COLUMNS = ["image", "mask", "split", "outcome"]
-
-
-def pairs(corpus: pa.Table, masks: bool) -> tuple[list[bytes], list[bytes | None]]:
-    """The images that a fit may read, and their masks; None for all of these if it reads none."""
+def readable(corpus: pa.Table, masks: bool) -> list[dict[str, Any]]:
+    """The accepted rows of the splits that a fit reads, with an image, and with masks=True with a mask."""
     kept = pc.and_(pc.equal(corpus["outcome"], records.ACCEPTED), pc.is_in(corpus["split"], pa.array(SPLITS)))
-    rows: Sequence[dict[str, Any]] = corpus.select(COLUMNS).filter(kept).to_pylist()
-    rows = [row for row in rows if row["image"] and (row["mask"] or not masks)]
-    return [r["image"]["bytes"] for r in rows], [r["mask"]["bytes"] if masks else None for r in rows]
+    return [row for row in corpus.filter(kept).to_pylist() if row["image"] and (row["mask"] or not masks)]

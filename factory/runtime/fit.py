@@ -19,7 +19,7 @@ from factory.fits.checkpoint import FREE
 from factory.models.weights import FAMILIES, family_of, generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
 from factory.run import Run
-from factory.runtime import backgrounds, cluster, licences, train
+from factory.runtime import backgrounds, cluster, encode, fit_rows, licences, train
 from factory.runtime.preview import PreviewActor
 from factory.runtime.weights import STARTER_LICENCE, fitted_generator, generator_of
 
@@ -47,6 +47,9 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
         backgrounds.find(run, recipe, echo)  # its grids are drawn into them
     with cluster.connect() as resources:
         use_gpu = resources.gpus > 0
+        if name == "lora" and (encoder := fit_rows.encoder_of(recipe)) is not None:
+            masks, pools = fit_rows.reads_masks(recipe), cluster.pools(resources, recipe)
+            encode.encode(run, encoder, masks, pools, echo)
         preview = _preview(run.uri, recipe, name, directory, resources.gpus - section.num_workers if use_gpu else None)
         weights = train.fit(build, section, directory, use_gpu=use_gpu, build_preview=preview)
     for grid in sorted((directory / "previews").glob("step-*.png")):
@@ -86,7 +89,7 @@ def _drawing(uri: str, recipe: Recipe) -> DrawPreview:
     section = recipe.plan.model_copy(update={"generator": family})
     drawn = rows_of(recipe.model_copy(update={"plan": section}))
     drawn = backgrounds.for_samples(uri, drawn) if family == "inpaint" else drawn
-    rows = _training_rows(run.table("corpus").read(), masks=False)[:MAX_TRAINING]
+    rows = _training_rows(run.table("corpus").read())[:MAX_TRAINING]
     images, groups = [row["image"]["bytes"] for row in rows], [row["group_id"] or row["record_id"] for row in rows]
     return DrawPreview(generator_of(recipe), family, recipe, drawn, images, groups)
 
@@ -111,7 +114,7 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
         found |= {"base": generator_digest(base), "size": recipe.plan.size}
     by_class = name == "lora" and recipe.fit.lora.family == "class_conditional"
     if by_class:
-        found["classes"] = _classes(recipe)
+        found["classes"] = fit_rows.classes_of(recipe)
     tables = {"lora": ("corpus", "captions"), "gate": (), "mae": ("corpus",), "distill": ("corpus",)}[name]
     tables = ("corpus",) if by_class else tables
     for table in tables:
@@ -136,32 +139,16 @@ def _check_base(recipe: Recipe) -> None:
     check_mode(family_of(base), section.train_mode)
 
 
-def _classes(recipe: Recipe) -> list[str]:
-    """The diagnoses that a class-conditional fit learns."""
-    return recipe.fit.lora.class_conditional.classes or recipe.plan.diagnoses
-
-
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import class_conditional, distill, flux, gate, inpaint, joint_arms, mae
+    from factory.fits import distill, gate, mae
 
     run = Run(uri)
     if name == "gate":
         return gate.FitGate(fitted_generator(run, recipe)[0], recipe.fit.gate, recipe.plan.size)
-    corpus = run.table("corpus").read()
-    if name == "lora" and recipe.fit.lora.family == "class_conditional":
-        images, diagnoses = _diagnosed(corpus)
-        return class_conditional.FitClassConditional(
-            generator_of(recipe), images, diagnoses, recipe.fit.lora, recipe.plan.size, _classes(recipe)
-        )
-    if name == "lora" and recipe.fit.lora.family == "flux":
-        images, _, prompts = _captioned_pairs(corpus, run, masks=False)
-        return flux.FitFluxLora(generator_of(recipe), images, prompts, recipe.fit.lora, recipe.plan.size, run.store)
     if name == "lora":
-        images, masks, prompts = _captioned_pairs(corpus, run)
-        own, size = recipe.fit.lora, recipe.plan.size
-        fitted = inpaint.FitInpaintLora if own.family == "inpaint" else joint_arms.fit_of
-        return fitted(generator_of(recipe), images, masks, prompts, own, size, run.store)
+        return fit_rows.objective(run, recipe)
+    corpus = run.table("corpus").read()
     samples = run.table("samples").read() if run.table("samples").manifest() else None
     if name == "mae":
         return mae.mae_objective(recipe.fit.mae, corpus, samples)
@@ -169,42 +156,12 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     return distill.distill_objective(recipe.fit.distill, encoder, corpus, samples, log=lambda line: None)
 
 
-def _captioned_pairs(corpus: Any, run: Run, masks: bool = True) -> tuple[list[bytes], list[bytes], list[str]]:
-    """Images, masks and captions of the training rows that have all three; with masks=False, of those that have an
-    image and a caption, and no masks."""
-    captions = {
-        row["record_id"]: row["caption"]
-        for row in run.table("captions").read(["record_id", "caption", "outcome"]).to_pylist()
-        if row["outcome"] == records.ACCEPTED
-    }
-    rows = [row for row in _training_rows(corpus, masks) if row["record_id"] in captions]
-    if not rows:
-        raise ValueError(
-            f"fit lora must have training images with {'masks and ' if masks else ''}captions, got none; "
-            "ingest and caption some."
-        )
-    return (
-        [r["image"]["bytes"] for r in rows],
-        [r["mask"]["bytes"] for r in rows] if masks else [],
-        [captions[r["record_id"]] for r in rows],
-    )
-
-
-def _training_rows(corpus: Any, masks: bool) -> list[dict[str, Any]]:
-    """The accepted rows of the training split with an image, and with masks=True with a mask."""
+def _training_rows(corpus: Any) -> list[dict[str, Any]]:
+    """The accepted rows of the training split with an image."""
     return [
-        row for row in corpus.select(["record_id", "group_id", "image", "mask", "split", "outcome"]).to_pylist()
-        if row["outcome"] == records.ACCEPTED and row["split"] == "train"
-        and row["image"] and (row["mask"] or not masks)
+        row for row in corpus.select(["record_id", "group_id", "image", "split", "outcome"]).to_pylist()
+        if row["outcome"] == records.ACCEPTED and row["split"] == "train" and row["image"]
     ]  # fmt: skip
-
-
-def _diagnosed(corpus: Any) -> tuple[list[bytes], list[str | None]]:
-    """Images of the training rows and the diagnosis of each, None where it is not known."""
-    from factory.fits.examples import image_bytes, training_rows
-
-    rows = training_rows(corpus)
-    return image_bytes(rows), rows["diagnosis"].to_pylist()
 
 
 def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: dict[str, Any]) -> None:

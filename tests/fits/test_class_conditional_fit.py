@@ -260,11 +260,11 @@ def test_a_vae_without_a_scale_is_measured_and_one_with_a_factor_kept(
     shutil.copytree(STARTER, tmp_path / "bare")
     (tmp_path / "bare" / "latent_stats.json").unlink()
     unet = fit(tmp_path / "bare")
-    white = unet.examples.latents.float()
+    white = unet.examples.batch(np.arange(len(unet.examples)))["latents"]
     torch.testing.assert_close(white.std(dim=(0, 2, 3)), torch.ones(4), rtol=0, atol=0.01)
     torch.testing.assert_close(white.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=0.01)
     dit = fit(tmp_path / "bare", class_conditional=ClassesSection(preset="dermae_dit_b"))
-    assert dit.examples.latents.float().std().item() == pytest.approx(1.0, abs=0.01)
+    assert dit.examples.batch(np.arange(len(dit.examples)))["latents"].std().item() == pytest.approx(1.0, abs=0.01)
     assert dit.denoiser.stats == LatentStats() and dit.denoiser.vae.config.scaling_factor != 1.0
     dit.save(dit.build(), tmp_path / "saved")
     image = DiTPipeline.from_pretrained(tmp_path / "saved")  # with our own kind of VAE, too

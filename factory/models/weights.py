@@ -3,13 +3,17 @@ needs a fingerprint stays light."""
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
+import os
 import struct
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+LARGE = 2**26  # bytes; the digest of a larger file is kept
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 FAMILIES: tuple[str, ...] = ("flux", "joint", "inpaint", "class_conditional")
 WEIGHTED_PARTS: tuple[str, ...] = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")  # if they are there
@@ -212,8 +216,23 @@ def _listed(base: Path, files: list[Path]) -> bytes:
 
 
 def _file_digest(path: Path) -> str:
+    """SHA-256 of a file. That of a large one is kept on this machine beside its size and time of change, because every
+    actor asks for it and 24 GB take a minute to read."""
+    known = path.stat()
+    kept: Path | None = None
+    if known.st_size >= LARGE:
+        name = hashlib.sha256(f"{path.resolve()} {known.st_size} {known.st_mtime_ns}".encode()).hexdigest()
+        kept = Path(tempfile.gettempdir()) / f"dermafactory-{getpass.getuser()}" / "digests" / name
+        if kept.is_file():
+            return kept.read_text()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        staged = kept.with_name(f"{name}.{os.getpid()}")
+        staged.write_text(found)
+        staged.replace(kept)
+    return found
 
 
 def tree_digest(directory: str | Path, field: str = "weights") -> str:

@@ -1,7 +1,7 @@
 """Normal skin in images of lesions: the largest square that keeps clear of what is not skin.
 
 no_mask           it is not known where the lesion is
-no_normal_skin    no square of the least side is clear of the lesion and its margin, a black border and a vignette
+no_normal_skin    no square of the least side is clear of the lesion, its margin, a black border, a vignette and shadow
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from factory.images import RGB, Mask, brightest
 from factory.quality.skin_tone import vignette_mask
 
 NO_MASK, NO_NORMAL_SKIN = "no_mask", "no_normal_skin"
+SHADOW = 0.6  # of the skin's median brightness, over an eighth of the side; below it is shadow
 BLACK = 12  # grey levels; a row or column at the edge that has nothing brighter is border
 
 
@@ -40,6 +41,7 @@ def normal_square(rgb: RGB, mask: Mask | None, min_side: int, margin: float = 0.
         return NO_MASK
     reach = round(margin * min(mask.shape))
     clear = bright_window(rgb) & ~grown(mask, reach) & ~vignette_mask(rgb)
+    clear &= ~_shadow(rgb, clear)
     # Chessboard distance to what is not clear, the picture's edge included: a square of side 2 d - 1 fits about it.
     depth = cv2.distanceTransform(np.pad(clear, 1).astype(np.uint8), cv2.DIST_C, cv2.DIST_MASK_3)[1:-1, 1:-1]
     top, left = divmod(int(depth.argmax()), depth.shape[1])
@@ -47,6 +49,15 @@ def normal_square(rgb: RGB, mask: Mask | None, min_side: int, margin: float = 0.
     if 2 * half + 1 < max(1, min_side):
         return NO_NORMAL_SKIN
     return Box(left - half, top - half, 2 * half + 1)
+
+
+def _shadow(rgb: RGB, skin: Mask) -> Mask:
+    """Where the picture (H, W, 3) is much darker than most of its skin (H, W); hairs are too thin to count."""
+    if not skin.any():
+        return ~skin
+    reach = max(1, min(skin.shape) // 8)
+    level = cv2.blur(brightest(rgb).astype(np.float32), (reach, reach))
+    return np.asarray(level < SHADOW * np.median(level[skin]))
 
 
 def grown(mask: Mask, reach: int) -> Mask:

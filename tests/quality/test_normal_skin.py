@@ -73,3 +73,15 @@ def test_a_mask_grows_by_an_ellipse() -> None:
     point[4, 4] = True
     assert grown(point, 0) is point
     assert grown(point, 1).sum() == 5 and grown(point, 2)[2, 4] and not grown(point, 2)[2, 2]
+
+
+def test_a_shadow_that_falls_across_the_skin_is_kept_clear_of() -> None:
+    rgb = np.full((64, 64, 3), 180, np.uint8)
+    rgb[:, :24] = np.linspace(20, 90, 24, dtype=np.uint8)[:, None]  # from black to a dim half
+    mask = np.zeros((64, 64), bool)
+    mask[30:34, 60:64] = True
+    box = normal_square(rgb, mask, 8)
+    assert isinstance(box, Box) and box.left >= 24 - 4 and box.of(rgb).mean() > 160
+    rgb[::6, 30:] = 40  # hairs: dark, and too thin to be shadow
+    hairy = normal_square(rgb, mask, 8)
+    assert isinstance(hairy, Box) and hairy.side >= box.side - 4

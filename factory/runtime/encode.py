@@ -35,7 +35,7 @@ def encode(run: Run, encoder: Encoder, masks: bool, pools: Pools, echo: Echo = p
 
     corpus = run.table("corpus")
     units = [part.part for part in corpus.sealed().parts]
-    line = ProgressLine("encode", corpus.counts().get(records.ACCEPTED, 0), echo=echo)
+    line = ProgressLine("encode", len(corpus.read(["split"], filter=_kept())), echo=echo)
     made = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
         EncodePart,  # type: ignore[arg-type]
         batch_size=1,
@@ -94,5 +94,8 @@ class EncodePart:
 
 def readable(corpus: pa.Table, masks: bool) -> list[dict[str, Any]]:
     """The accepted rows of the splits that a fit reads, with an image, and with masks=True with a mask."""
-    kept = pc.and_(pc.equal(corpus["outcome"], records.ACCEPTED), pc.is_in(corpus["split"], pa.array(SPLITS)))
-    return [row for row in corpus.filter(kept).to_pylist() if row["image"] and (row["mask"] or not masks)]
+    return [row for row in corpus.filter(_kept()).to_pylist() if row["image"] and (row["mask"] or not masks)]
+
+
+def _kept() -> pc.Expression:
+    return (pc.field("outcome") == records.ACCEPTED) & pc.field("split").isin(SPLITS)

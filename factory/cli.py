@@ -165,6 +165,23 @@ def fit(
 
 
 @app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Weights of the run, or a fit that has one: distill or finetune.")],
+    run: RunOption,
+    out: Annotated[Path, typer.Option("--out", help="The file: .onnx, for pt2 .pt2. Its cards go beside it.")],
+    kind: Annotated[str, typer.Option("--format", help="onnx, pt2 or int8.")] = "onnx",
+    pixels: Annotated[
+        str, typer.Option("--input", help="uint8, as decoders give pixels, or float in [0, 1].")
+    ] = "uint8",
+) -> None:
+    """A fitted classifier as one file for a phone, checked against its original on validation images."""
+    from factory import line
+
+    uint8 = taxonomy.check(pixels, ("uint8", "float"), "--input") == "uint8"
+    typer.echo(f"done        {line.export(run, name, kind, out, uint8, typer.echo)}")
+
+
+@app.command()
 def plan(
     run: RunOption,
     count: Annotated[int | None, typer.Option("--count", help="Samples to plan.")] = None,

@@ -205,6 +205,13 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     fits.fit(run, recipe, name, echo)
 
 
+def export(uri: str, name: str, kind: str, out: Path, uint8: bool = True, echo: Echo = print) -> Path:
+    """A fitted classifier as a file for a phone; reads only, so it needs no lock."""
+    from factory.release import phone
+
+    return phone.export_weights(Run(uri), name, kind, out, uint8=uint8, echo=echo)
+
+
 # ------------------------------------------------------------------------------------------- worth and release
 
 

@@ -78,3 +78,14 @@ def cost(model: nn.Module, image_size: int) -> Cost:
         flops=counter.get_total_flops(),
         image_size=image_size,
     )
+
+
+def cost_at(name: str, num_classes: int, image_size: int, **options: Any) -> Cost:
+    """The cost of a timm classifier at a size, without a weight in memory: ViT-H is counted in seconds.
+
+    options: as `build_classifier` takes them, for example a patch_size.
+    """
+    from factory.models.classifier import build_classifier
+
+    with torch.device("meta"):
+        return cost(build_classifier(name, num_classes, image_size, **options), image_size)

@@ -124,7 +124,7 @@ def caption(
 
 @app.command()
 def fit(
-    name: Annotated[str, typer.Argument(help="lora, gate, mae or distill; or list, which prints what each trains.")],
+    name: Annotated[str, typer.Argument(help="lora, gate, mae, finetune or distill; or list: what each trains.")],
     run: Annotated[str | None, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")] = None,
     describe: Annotated[
         bool, typer.Option("--describe", help="lora: print what a preset trains, as JSON; nothing else.")

@@ -199,7 +199,7 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
 
 
 def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
-    """Fits `lora`, `gate`, `mae` or `distill`, and publishes the weights."""
+    """Fits `lora`, `gate`, `mae`, `finetune` or `distill`, and publishes the weights."""
     from factory.runtime import fit as fits
 
     fits.fit(run, recipe, name, echo)

@@ -124,7 +124,7 @@ def caption(
 
 @app.command()
 def fit(
-    name: Annotated[str, typer.Argument(help="lora, gate, mae or distill; or list, which prints what each trains.")],
+    name: Annotated[str, typer.Argument(help="lora, gate, mae, finetune or distill; or list: what each trains.")],
     run: Annotated[str | None, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")] = None,
     describe: Annotated[
         bool, typer.Option("--describe", help="lora: print what a preset trains, as JSON; nothing else.")
@@ -162,6 +162,23 @@ def fit(
         raise ValueError("--preset must come with --family, got it alone; say whose preset it is.")
     named += [] if base is None else [f"synthesize.weights={base.expanduser().resolve()}"]
     _step(run, recipe, [*named, *(set_ or [])], "fit", name)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Weights of the run, or a fit that has one: distill or finetune.")],
+    run: RunOption,
+    out: Annotated[Path, typer.Option("--out", help="The file: .onnx, for pt2 .pt2. Its cards go beside it.")],
+    kind: Annotated[str, typer.Option("--format", help="onnx, pt2 or int8.")] = "onnx",
+    pixels: Annotated[
+        str, typer.Option("--input", help="uint8, as decoders give pixels, or float in [0, 1].")
+    ] = "uint8",
+) -> None:
+    """A fitted classifier as one file for a phone, checked against its original on validation images."""
+    from factory import line
+
+    uint8 = taxonomy.check(pixels, ("uint8", "float"), "--input") == "uint8"
+    typer.echo(f"done        {line.export(run, name, kind, out, uint8, typer.echo)}")
 
 
 @app.command()

@@ -199,10 +199,17 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
 
 
 def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
-    """Fits `lora`, `gate`, `mae` or `distill`, and publishes the weights."""
+    """Fits `lora`, `gate`, `mae`, `finetune` or `distill`, and publishes the weights."""
     from factory.runtime import fit as fits
 
     fits.fit(run, recipe, name, echo)
+
+
+def export(uri: str, name: str, kind: str, out: Path, uint8: bool = True, echo: Echo = print) -> Path:
+    """A fitted classifier as a file for a phone; reads only, so it needs no lock."""
+    from factory.release import phone
+
+    return phone.export_weights(Run(uri), name, kind, out, uint8=uint8, echo=echo)
 
 
 # ------------------------------------------------------------------------------------------- worth and release

@@ -268,8 +268,9 @@ class GateFitSection(FitSection):
 
 
 class MaeSection(FitSection):
-    """Masked autoencoder pre-training (He et al. 2022) of a timm ViT."""
+    """Masked pre-training of a timm ViT: MAE (He et al. 2022) or SimMIM (Xie et al. 2022, mask_ratio 0.6)."""
 
+    objective: Literal["mae", "simmim"] = "mae"  # simmim reads neither norm_pix_loss nor the decoder
     encoder: str = "vit_tiny_patch16_224"
     image_size: Annotated[int, Field(ge=32)] = 64
     patch_size: Count = 8
@@ -283,13 +284,41 @@ class MaeSection(FitSection):
 
 
 class DistillSection(FitSection):
-    """Distillation of the fine-tuned MAE encoder into a phone-size student."""
+    """Distillation of the fine-tuned MAE encoder, or of a teacher that is there, into a phone-size student."""
 
-    student: str = "mobilenetv3_small_050"
+    student: str = "mobilenetv3_small_050"  # any timm model
+    teacher: str | None = None  # weights of the run (finetune-...) or a directory; null: fitted from fit.mae's encoder
+    targets: Literal["same_crop", "whole_image"] = "same_crop"  # whole_image: asked once for each image, and kept
+    feature_weight: Annotated[float, Field(ge=0.0)] = 0.0  # of the error of the teacher's pooled features
     teacher_steps: Count = 100
     temperature: Positive = 4.0
     alpha: Share = 0.7  # share of the soft-target term
     learning_rate: Positive = 1e-3
+
+    @model_validator(mode="after")
+    def _features_are_of_the_crop(self) -> DistillSection:
+        if self.feature_weight and self.targets == "whole_image":
+            _refuse(["feature_weight must be 0 for the targets whole_image, of which only the answers are kept"])
+        return self
+
+
+class FinetuneSection(FitSection):
+    """Fine-tuning of an MAE encoder to name the diagnosis. The shares are MAE's own for ViT-B (He et al. 2022)."""
+
+    weights: str | None = None  # a timm checkpoint (.safetensors) of `model`; null: fit.mae's encoder
+    model: str = "vit_base_patch16_224"  # read with `weights`
+    image_size: Annotated[int, Field(ge=32)] = 224  # px, read with `weights`
+    global_pool: Literal["avg", "token"] = "avg"  # token: the class token, which can overflow in half precision
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65  # a layer's learning rate over that of the next
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # of the last block, growing linearly from 0
+    mixup: Annotated[float, Field(ge=0.0)] = 0.8  # alpha of its beta distribution; 0: none
+    cutmix: Annotated[float, Field(ge=0.0)] = 1.0
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    balanced: bool = True  # every class is shown as often as the largest
+    include_samples: bool = True
+    learning_rate: Positive = 5e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    schedule: Literal["constant", "cosine"] = "cosine"
 
 
 class FitsSection(Section):
@@ -299,6 +328,7 @@ class FitsSection(Section):
     gate: GateFitSection = GateFitSection()
     mae: MaeSection = MaeSection()
     distill: DistillSection = DistillSection()
+    finetune: FinetuneSection = FinetuneSection()
 
 
 class PlanSection(Section):

@@ -1,4 +1,4 @@
-"""Fits lora, gate, mae or distill on Ray Train: `factory fit` as a job. A stopped one goes on where it was.
+"""Fits lora, gate, mae, finetune or distill on Ray Train: `factory fit` as a job. A stopped one goes on where it was.
 
 ray job submit --address http://127.0.0.1:8265 -- python $PWD/jobs/fit.py lora --run $PWD/runs/first
 """

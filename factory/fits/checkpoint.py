@@ -85,7 +85,8 @@ def load(path: Path, state: State, identity: str, device: torch.device) -> int:
         copy_whole(buffers[name], value)
     for name, value in held["average"].items():
         copy_whole(state.average[name], value)
-    state.optimizer.load_state_dict(_cut(held["optimizer"], list(state.trained.values())))
+    stepped = [value for group in state.optimizer.param_groups for value in group["params"]]
+    state.optimizer.load_state_dict(_cut(held["optimizer"], stepped))
     best = held["best"]
     state.best_values = {name: as_piece(value, state.trained[name]) for name, value in best["values"].items()}
     state.best_loss, state.best_step, state.stopped = best["loss"], best["step"], held["stopped"]

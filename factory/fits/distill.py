@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from factory.fits.card import read_card, write_card
 from factory.fits.examples import ImageExamples, accepted_rows, augment, image_bytes, training_rows, with_images
 from factory.fits.loop import Progress, Worker, train
 from factory.fits.objective import Examples, RowNoise
+from factory.fits.teaching import Teacher, kept_answers
 from factory.models.classifier import Normalised, build_classifier
 from factory.models.student import TeacherStudent, cost, distillation_loss
 from factory.recipe import DistillSection, FitSection
+from factory.storage import Store
 
 TEACHER = "teacher"
 # Derived, stated by no paper: large enough for a small encoder to move in some hundred steps.
@@ -51,7 +53,7 @@ class TeacherObjective:
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """The teacher as a timm directory."""
-        _save_timm(model, directory)
+        save_timm(model, directory)
 
     def load(self, directory: Path) -> Normalised:
         """The teacher that `save` wrote."""
@@ -63,9 +65,12 @@ class TeacherObjective:
 class DistillObjective:
     """A student learns the teacher's soft answers and the labels.
 
-    encoder: the directory of a fitted MAE. classes: the names of the labels. held_out: examples of the validation
-    split, on which `save` states what was retained. teacher_dir: a local directory of this worker's own, in which the
-    teacher's fit resumes or, if done, is found again; without one, every `build` fits it anew.
+    timm's own distillation tasks cannot read answers that are kept and normalise one batch for both, so the losses here
+    are their formulas. encoder: the directory of a fitted MAE, to fit a teacher from, or with `section.teacher`
+    of the classifier that teaches. store: where answers on whole images are kept. classes: the names of the labels.
+    held_out: examples of the validation split, on which `save` states what was retained. teacher_dir: a local directory
+    of this worker's own, in which the teacher's fit resumes or, if done, is found again; without one, every `build`
+    fits it anew.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class DistillObjective:
         *,
         held_out: ImageExamples | None = None,
         teacher_dir: Path | None = None,
+        store: Store | None = None,
         provenance: Mapping[str, object] | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
@@ -87,14 +93,21 @@ class DistillObjective:
             )
         self.section, self.encoder, self.images, self.classes = section, encoder, examples, list(classes)
         self.examples: Examples = examples
-        self.held_out, self.teacher_dir, self.log = held_out, teacher_dir, log
+        self.held_out, self.teacher_dir, self.store, self.log = held_out, teacher_dir, store, log
+        if section.teacher is not None:
+            _check_teacher(encoder, self.classes)
         self.provenance = dict(provenance or {})
 
     def build(self) -> TeacherStudent:
-        """Fits the teacher, then returns it frozen beside a fresh student."""
-        s = self.section
-        student = _seeded(s.seed, s.student, len(self.classes), self.images.image_size, None)
-        return TeacherStudent(self._teacher(), student)
+        """Fits the teacher, if there is none, then returns it frozen beside a fresh student."""
+        s, size = self.section, self.images.image_size
+        student = _seeded(s.seed, s.student, len(self.classes), size, None)
+        teacher = self._teacher() if s.teacher is None else load_student(self.encoder)
+        if s.targets == "whole_image":
+            self.images.also["teacher"] = kept_answers(Teacher(teacher, size), self.images.encoded, self.store)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(s.seed)
+            return TeacherStudent(teacher, student, features=s.feature_weight > 0)
 
     def _teacher(self) -> nn.Module:
         s = self.section
@@ -122,10 +135,18 @@ class DistillObjective:
         self.log(f"teacher: step {progress.step} of {self.section.teacher_steps}, {metrics}")
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
-        student, teacher = model(augment(batch["image"], noise, MIN_AREA))  # 2 x (B, K)
-        s, labels = self.section, batch["label"]
-        return {
-            "loss": distillation_loss(student, teacher, labels, s.temperature, s.alpha),
+        assert isinstance(model, TeacherStudent)
+        s, labels, pixels = self.section, batch["label"], augment(batch["image"], noise, MIN_AREA)
+        further: dict[str, Tensor] = {}
+        if "teacher" in batch:
+            student, teacher = model.student(pixels), batch["teacher"]  # 2 x (B, K)
+        elif s.feature_weight:
+            student, teacher, further["features"] = model.with_features(pixels)
+        else:
+            student, teacher = model(pixels)
+        loss = distillation_loss(student, teacher, labels, s.temperature, s.alpha)
+        return further | {
+            "loss": loss + s.feature_weight * further["features"] if further else loss,
             "accuracy": _agree(student.argmax(1), labels),
             "agreement": _agree(student.argmax(1), teacher.argmax(1)),
         }
@@ -134,13 +155,13 @@ class DistillObjective:
         """The student as a timm directory with its card, and the teacher below it."""
         assert isinstance(model, TeacherStudent)
         s, size = self.section, self.images.image_size
-        _save_timm(model.student, directory)
-        _save_timm(model.teacher, directory / TEACHER)
+        save_timm(model.student, directory)
+        save_timm(model.teacher, directory / TEACHER)
         fields: dict[str, object] = {
             "objective": "distill", "architecture": s.student, "classes": self.classes, "steps": s.steps,
             "batch_size": s.batch_size, "temperature": s.temperature, "alpha": s.alpha,
-            "num_images": len(self.images.encoded),
-            "teacher": {"encoder": read_card(self.encoder)["digest"], "steps": s.teacher_steps}
+            "num_images": len(self.images.encoded), "targets": s.targets, "feature_weight": s.feature_weight,
+            "teacher": {"encoder": read_card(self.encoder)["digest"], "steps": 0 if s.teacher else s.teacher_steps}
             | asdict(cost(model.teacher, size)),
         }  # fmt: skip
         if self.held_out is not None and len(self.held_out):
@@ -149,15 +170,30 @@ class DistillObjective:
 
     def load(self, directory: Path) -> TeacherStudent:
         """The teacher and student that `save` wrote."""
+        student = load_student(directory)
+        if self.section.teacher is not None:
+            return TeacherStudent(load_student(self.encoder), student)
         teacher = TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
-        return TeacherStudent(teacher.load(directory / TEACHER), load_student(directory))
+        return TeacherStudent(teacher.load(directory / TEACHER), student)
 
 
 def load_student(directory: Path) -> Normalised:
-    """The student that a distillation saved: pixels (B, 3, S, S) in [0, 1] -> logits over its card's `classes`."""
+    """The classifier that a distillation or a fine-tuning saved: pixels (B, 3, S, S) in [0, 1] -> logits over its
+    card's `classes`."""
     card = read_card(directory)
     weights = directory / "model.safetensors"
-    return build_classifier(card["architecture"], len(card["classes"]), card["image_size"], weights).eval()
+    options = card.get("options", {})
+    return build_classifier(card["architecture"], len(card["classes"]), card["image_size"], weights, **options).eval()
+
+
+def _check_teacher(directory: Path, classes: list[str]) -> None:
+    """Raises ValueError for a teacher of other classes than the student's."""
+    known = read_card(directory).get("classes", [])
+    if known != classes:
+        raise ValueError(
+            f"fit.distill.teacher must know the diagnoses of the corpus, {', '.join(classes)}, got one of "
+            f"{', '.join(known) or 'none'} in {directory}; fine-tune one on this corpus."
+        )
 
 
 def retained(model: TeacherStudent, examples: ImageExamples) -> dict[str, float | int]:
@@ -196,6 +232,7 @@ def distill_objective(
     samples: pa.Table | None = None,
     *,
     teacher_dir: Path | None = None,
+    store: Store | None = None,
     log: Callable[[str], None] = print,
 ) -> DistillObjective:
     """The objective over a run's tables: labelled training images and, if given, accepted samples.
@@ -203,7 +240,26 @@ def distill_objective(
     The labels are the diagnoses present in the corpus's training split; validation rows of those diagnoses are held
     out for the card.
     """
-    size = int(read_card(encoder)["image_size"])
+    data = diagnosed(corpus, samples, int(read_card(encoder)["image_size"]))
+    return DistillObjective(
+        section, encoder, data.examples, data.classes, held_out=data.held_out, teacher_dir=teacher_dir, store=store,
+        provenance=data.provenance, log=log,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """What a fit that names diagnoses learns from: balanced training images, the classes, and held-out images."""
+
+    examples: ImageExamples
+    classes: list[str]
+    held_out: ImageExamples
+    provenance: dict[str, object]
+
+
+def diagnosed(corpus: pa.Table, samples: pa.Table | None, size: int, *, balanced: bool = True) -> Diagnosed:
+    """The labelled training images and accepted samples. The classes are those of the corpus's training split, in
+    alphabetical order: samples and validation images of others are left out."""
     real = _labelled(training_rows(corpus))
     classes = sorted(set(real["diagnosis"].to_pylist()))
     made = _labelled(accepted_rows(samples)) if samples is not None else real.slice(0, 0)
@@ -214,16 +270,8 @@ def distill_objective(
         "num_real": len(real), "num_synthetic": len(made),
         "licences": sorted(set(real["licence"].to_pylist()) - {None}),
     }  # fmt: skip
-    return DistillObjective(
-        section,
-        encoder,
-        ImageExamples(encoded, size, labels, balanced=True),
-        classes,
-        held_out=_held_out(corpus, classes, size),
-        teacher_dir=teacher_dir,
-        provenance=provenance,
-        log=log,
-    )
+    examples = ImageExamples(encoded, size, labels, balanced=balanced)
+    return Diagnosed(examples, classes, _held_out(corpus, classes, size), provenance)
 
 
 def _held_out(corpus: pa.Table, classes: list[str], size: int) -> ImageExamples:
@@ -244,7 +292,8 @@ def _seeded(seed: int, name: str, num_classes: int, image_size: int, encoder: Pa
         return build_classifier(name, num_classes, image_size, checkpoint)
 
 
-def _save_timm(model: Any, directory: Path) -> None:
+def save_timm(model: Any, directory: Path) -> None:
+    """A Normalised timm model as a timm directory."""
     from timm.models import save_for_hf
 
     directory.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ class ImageExamples:
     ) -> None:
         self.encoded, self.image_size = list(encoded), image_size
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.also: dict[str, np.ndarray] = {}  # further arrays, a row for each image; `batch` gives theirs
         self.order = np.arange(len(self.encoded))
         if balanced and self.labels is not None:
             self.order = balanced_order(self.labels)
@@ -62,7 +63,7 @@ class ImageExamples:
         found = {"image": torch.from_numpy(self._pixels[rows]).permute(0, 3, 1, 2).contiguous()}  # (B, 3, S, S)
         if self.labels is not None:
             found["label"] = torch.from_numpy(self.labels[rows])
-        return found
+        return found | {name: torch.from_numpy(values[rows]) for name, values in self.also.items()}
 
 
 def balanced_order(labels: np.ndarray) -> np.ndarray:

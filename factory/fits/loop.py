@@ -150,8 +150,10 @@ class _Fit:
         if worker.shard is not None:
             worker.shard(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        groups = getattr(objective, "parameter_groups", None)  # an objective's own: rates by layer, for example
         optimizer = torch.optim.AdamW(
-            trained.values(), lr=section.learning_rate, weight_decay=section.weight_decay,
+            trained.values() if groups is None else groups(model),
+            lr=section.learning_rate, weight_decay=section.weight_decay,
             fused=worker.shard is None and worker.device.type == "cuda",
         )  # fmt: skip
         average = {name: p.detach().clone() for name, p in trained.items()} if section.ema_decay else {}
@@ -295,7 +297,7 @@ def _step(
     parts, waited = read
     section, state, module = fit.section, fit.state, fit.module
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(section, step)
+        group["lr"] = learning_rate(section, step) * group.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
     for number, (rows, batch) in enumerate(parts):

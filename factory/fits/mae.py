@@ -1,4 +1,4 @@
-"""Masked autoencoder pre-training of a timm ViT on the corpus and, if the recipe says so, the accepted samples."""
+"""Masked pre-training (MAE or SimMIM) of a timm ViT on the corpus and, if the recipe says so, the accepted samples."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from factory.fits.examples import ImageExamples, accepted_rows, augment, image_b
 from factory.fits.objective import Examples, RowNoise
 from factory.models.classifier import Normalised, normalised
 from factory.models.mae import MaskedAutoencoder, load_mae, save_mae
+from factory.models.simmim import SimMIM
 from factory.models.student import cost
 from factory.recipe import MaeSection
 
@@ -22,7 +23,7 @@ MIN_AREA = 0.2
 
 
 class MaeObjective:
-    """Fills in masked patches. The model is a Normalised MaskedAutoencoder: pixels in [0, 1] go in."""
+    """Fills in masked patches. The model is a Normalised MaskedAutoencoder or SimMIM: pixels in [0, 1] go in."""
 
     def __init__(self, section: MaeSection, examples: Examples, provenance: Mapping[str, object] | None = None) -> None:
         self.section, self.examples, self.provenance = section, examples, dict(provenance or {})
@@ -33,8 +34,10 @@ class MaeObjective:
             torch.manual_seed(self.section.seed)
             return self._wrapped(self._architecture())
 
-    def _architecture(self) -> MaskedAutoencoder:
+    def _architecture(self) -> MaskedAutoencoder | SimMIM:
         s = self.section
+        if s.objective == "simmim":
+            return SimMIM(s.encoder, s.image_size, s.patch_size)
         return MaskedAutoencoder(
             s.encoder,
             s.image_size,
@@ -45,7 +48,7 @@ class MaeObjective:
         )
 
     @staticmethod
-    def _wrapped(mae: MaskedAutoencoder) -> Normalised:
+    def _wrapped(mae: MaskedAutoencoder | SimMIM) -> Normalised:
         wrapper = normalised(mae.encoder)
         wrapper.model = mae
         return wrapper
@@ -64,7 +67,8 @@ class MaeObjective:
         save_mae(model.model, directory)
         s = self.section
         fields = {
-            "objective": "mae", "architecture": s.encoder, "patch_size": s.patch_size, "mask_ratio": s.mask_ratio,
+            "objective": "mae", "pretraining": s.objective, "architecture": s.encoder,
+            "patch_size": s.patch_size, "mask_ratio": s.mask_ratio,
             "norm_pix_loss": s.norm_pix_loss, "steps": s.steps, "batch_size": s.batch_size,
             "num_images": len(self.examples),
         }  # fmt: skip

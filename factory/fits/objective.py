@@ -72,7 +72,8 @@ class Balanced(Protocol):
 class Objective(Protocol):
     """One fit. The model that `build` returns may hold frozen parts: what trains has `requires_grad`.
 
-    An objective may also have `held_out`, Examples that it never trains on and that its fit is stopped by.
+    An objective may also have `held_out`, Examples that it never trains on and that its fit is stopped by, and
+    `parameter_groups(model)`, an optimiser's groups of all that trains; `lr_scale` in one scales its learning rate.
     """
 
     @property

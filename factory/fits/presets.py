@@ -128,9 +128,11 @@ def _others() -> list[tuple[str, int, str]]:
     autoencoder = MaskedAutoencoder(
         mae.encoder, mae.image_size, mae.patch_size, decoder_width=mae.decoder_width, decoder_depth=mae.decoder_depth
     )
+    classifier = build_classifier(mae.encoder, classes, mae.image_size, patch_size=mae.patch_size)
     return [
         ("gate", _trained(LatentSegmenter()), "the latent segmenter of the starter's VAE"),
         ("mae", _trained(autoencoder), f"{mae.encoder} and its decoder"),
+        ("finetune", _trained(classifier), f"{mae.encoder} as mae fitted it, {classes} diagnoses"),
         ("distill", _trained(build_classifier(student, classes, mae.image_size)), f"{student}, {classes} diagnoses"),
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PATCHES = "patch_embed.proj.weight"  # (D, 3, p, p) in a ViT's checkpoint
+PATCHES = "patch_embed.proj.weight"  # (D, 3, p, p) in a ViT's checkpoint
 
 
 class Normalised(nn.Module):
@@ -47,7 +47,8 @@ def build_classifier(
     """A timm model with average pooling and a new head: pixels (B, 3, H, W) in [0, 1] -> logits (B, K).
 
     checkpoint: a safetensors state dict of the same model. Its head is used if it has K classes and left out
-    otherwise; every other weight must be there, and its patch size is followed. `options` go to `timm.create_model`.
+    otherwise; every other weight must be there, and its patch size is followed. `options` go to `timm.create_model`,
+    among them another `global_pool`.
     Raises ValueError for a name that timm does not know and for a checkpoint that does not fit.
     """
     import timm
@@ -63,9 +64,9 @@ def build_classifier(
         if timm.models.is_model_in_modules(name, {"vision_transformer"}):
             # The final norm stays before the pool, so that a checkpoint made with a class token loads as it is.
             options = {"fc_norm": False} | options
-        if _PATCHES in state:
-            options = {"patch_size": state[_PATCHES].shape[-1]} | options
-    model = timm.create_model(name, num_classes=num_classes, global_pool="avg", **options)
+        if PATCHES in state:
+            options = {"patch_size": state[PATCHES].shape[-1]} | options
+    model = timm.create_model(name, num_classes=num_classes, **{"global_pool": "avg"} | options)
     if state:
         _load(model, state, str(checkpoint))
     return normalised(model)

@@ -9,12 +9,13 @@ in the rest from mask tokens; the loss is on the masked patches alone. Positions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 DECODER = "decoder.safetensors"
+_Model = TypeVar("_Model", bound=nn.Module)  # a MaskedAutoencoder or a SimMIM
 _HEAD = 32  # width of a decoder head, as in the paper (512 over 16 heads)
 
 
@@ -77,7 +78,8 @@ class MaskedAutoencoder(nn.Module):
         norm_pix_loss: bool = True,
     ) -> None:
         super().__init__()
-        _check(encoder, image_size, patch_size, decoder_width)
+        check_encoder(encoder, image_size, patch_size)
+        _check_decoder(decoder_width)
         import timm
         from timm.models.vision_transformer import Block
 
@@ -155,7 +157,8 @@ class MaskedAutoencoder(nn.Module):
         return self.forward_loss(images, predicted, mask), predicted, mask
 
 
-def _check(encoder: str, image_size: int, patch_size: int, decoder_width: int) -> None:
+def check_encoder(encoder: str, image_size: int, patch_size: int) -> None:
+    """Raises ValueError for no plain ViT, an image smaller than a patch, and patches that do not tile it."""
     from timm.models import is_model_in_modules
 
     if not is_model_in_modules(encoder, {"vision_transformer"}):
@@ -163,10 +166,17 @@ def _check(encoder: str, image_size: int, patch_size: int, decoder_width: int) -
             f"encoder must be a plain VisionTransformer of timm, got {encoder!r}; "
             "choose one of timm.list_models(module='vision_transformer'), for example vit_tiny_patch16_224."
         )
+    if image_size < patch_size:
+        raise ValueError(
+            f"image_size must be at least a patch, got {image_size} and patch_size {patch_size}; change one of them."
+        )
     if image_size % patch_size:
         raise ValueError(
             f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}; change one of them."
         )
+
+
+def _check_decoder(decoder_width: int) -> None:
     if decoder_width % _HEAD:
         raise ValueError(
             f"decoder_width must be a multiple of {_HEAD}, got {decoder_width}; "
@@ -174,7 +184,7 @@ def _check(encoder: str, image_size: int, patch_size: int, decoder_width: int) -
         )
 
 
-def save_mae(model: MaskedAutoencoder, directory: Path) -> None:
+def save_mae(model: nn.Module, directory: Path) -> None:
     """The encoder as a timm directory (`config.json`, `model.safetensors`) and the decoder beside it.
 
     `timm.create_model("local-dir:DIRECTORY", pretrained=True)` loads the encoder, and so does `timm.create_model(name,
@@ -183,14 +193,15 @@ def save_mae(model: MaskedAutoencoder, directory: Path) -> None:
     from safetensors.torch import save_file
     from timm.models import save_for_hf
 
-    save_for_hf(model.encoder, str(directory), safe_serialization=True)
+    encoder: Any = model.encoder
+    save_for_hf(encoder, str(directory), safe_serialization=True)
     decoder = {
         name: value.contiguous() for name, value in model.state_dict().items() if not name.startswith("encoder.")
     }
     save_file(decoder, directory / DECODER)
 
 
-def load_mae(model: MaskedAutoencoder, directory: Path) -> MaskedAutoencoder:
+def load_mae(model: _Model, directory: Path) -> _Model:
     """The given model with the encoder and decoder that `save_mae` wrote."""
     from safetensors.torch import load_file
 

@@ -32,9 +32,12 @@ def distillation_loss(
 class TeacherStudent(nn.Module):
     """A frozen teacher beside the student that trains: images (B, 3, H, W) -> both logits (B, K), student's first."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, student: nn.Module, *, features: bool = False) -> None:
         super().__init__()
         self.teacher, self.student = teacher.requires_grad_(False), student
+        self.projection: Any = None  # to the teacher's width; it trains with the student and is not saved
+        if features:
+            self.projection = nn.Linear(_width(student), _width(teacher), bias=False)
 
     def train(self, mode: bool = True) -> TeacherStudent:
         """The student follows; the teacher stays in evaluation mode."""
@@ -46,6 +49,26 @@ class TeacherStudent(nn.Module):
         with torch.no_grad():
             soft_targets = self.teacher(images)  # (B, K)
         return self.student(images), soft_targets
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both logits (B, K), student's first, and the mean squared error of the student's pooled features, projected,
+        to the teacher's: the hidden-state term of timm's FeatureDistillationTask."""
+        with torch.no_grad():
+            wanted, soft_targets = _pooled(self.teacher, images)  # (B, D_t), (B, K)
+        found, logits = _pooled(self.student, images)  # (B, D_s), (B, K)
+        return logits, soft_targets, F.mse_loss(self.projection(found), wanted)
+
+
+def _width(classifier: Any) -> int:
+    return int(classifier.model.get_classifier().in_features)
+
+
+def _pooled(classifier: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a timm classifier's head is asked with, (B, D), and its logits (B, K), of pixels in [0, 1]."""
+    model = classifier.model
+    features = model.forward_features((images - classifier.mean) / classifier.std)
+    pooled = model.forward_head(features, pre_logits=True)  # (B, D)
+    return pooled, model.get_classifier()(pooled)
 
 
 @dataclass(frozen=True)
@@ -78,3 +101,14 @@ def cost(model: nn.Module, image_size: int) -> Cost:
         flops=counter.get_total_flops(),
         image_size=image_size,
     )
+
+
+def cost_at(name: str, num_classes: int, image_size: int, **options: Any) -> Cost:
+    """The cost of a timm classifier at a size, without a weight in memory: ViT-H is counted in seconds.
+
+    options: as `build_classifier` takes them, for example a patch_size.
+    """
+    from factory.models.classifier import build_classifier
+
+    with torch.device("meta"):
+        return cost(build_classifier(name, num_classes, image_size, **options), image_size)

@@ -1,6 +1,7 @@
 """The named fits of a run: what each is fitted from, on Ray Train, and the card of what comes out.
 
-`lora` and `gate` are fitted for the recipe's generator, `mae` on corpus and samples, `distill` from `mae`.
+`lora` and `gate` are fitted for the recipe's generator, `mae` on corpus and samples, `finetune` from `mae` or a public
+checkpoint, `distill` from `mae` or from a teacher that is there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from factory import records, taxonomy
+from factory.fits.card import digest_of, read_card
 from factory.fits.checkpoint import FREE
 from factory.models.weights import FAMILIES, family_of, generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
@@ -26,14 +28,14 @@ from factory.runtime.weights import STARTER_LICENCE, fitted_generator, generator
 if TYPE_CHECKING:
     from factory.stages.preview import DrawPreview
 
-FITS = ("lora", "gate", "mae", "distill")
+FITS = ("lora", "gate", "mae", "finetune", "distill")
 
 Echo = Callable[[str], None]
 
 
 def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
-    """Fits `lora`, `gate`, `mae` or `distill` on Ray Train and publishes the weights with their card. Weights that are
-    there already, fitted from the same inputs, are left alone."""
+    """Fits `lora`, `gate`, `mae`, `finetune` or `distill` on Ray Train and publishes the weights with their card.
+    Weights that are there already, fitted from the same inputs, are left alone."""
     section: FitSection = getattr(recipe.fit, taxonomy.check(name, FITS, "fit"))
     target = weights_name(recipe, name)
     inputs = _inputs(run, recipe, name)
@@ -98,9 +100,25 @@ def weights_name(recipe: Recipe, name: str) -> str:
     """`<objective>-<family>`."""
     family = {
         "lora": recipe.fit.lora.family, "gate": recipe.plan.generator, "mae": recipe.fit.mae.encoder,
-        "distill": recipe.fit.distill.student,
+        "distill": recipe.fit.distill.student, "finetune": _finetuned(recipe),
     }[name]  # fmt: skip
     return f"{name}-{family}"
+
+
+def _finetuned(recipe: Recipe) -> str:
+    section = recipe.fit.finetune
+    return recipe.fit.mae.encoder if section.weights is None else section.model
+
+
+def _source(run: Run, recipe: Recipe, name: str) -> Path | None:
+    """The directory that `finetune` or `distill` starts from: the fitted MAE, or a teacher that is there. None for a
+    checkpoint that `finetune` reads by its path."""
+    if name == "finetune" and recipe.fit.finetune.weights is not None:
+        return None
+    teacher = recipe.fit.distill.teacher if name == "distill" else None
+    if teacher is not None and teacher not in run.weights():
+        return Path(teacher)
+    return run.weights_dir(teacher or weights_name(recipe, "mae"))
 
 
 def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
@@ -115,14 +133,19 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     by_class = name == "lora" and recipe.fit.lora.family == "class_conditional"
     if by_class:
         found["classes"] = fit_rows.classes_of(recipe)
-    tables = {"lora": ("corpus", "captions"), "gate": (), "mae": ("corpus",), "distill": ("corpus",)}[name]
+    tables = {"lora": ("corpus", "captions"), "gate": ()}.get(name, ("corpus",))
     tables = ("corpus",) if by_class else tables
     for table in tables:
         run.table(table).sealed()
-    if name in ("mae", "distill") and run.table("samples").manifest() is not None:
+    if name in ("mae", "finetune", "distill") and run.table("samples").manifest() is not None:
         tables = (*tables, "samples")
-    if name == "distill":
-        found["encoder"] = run.card(weights_name(recipe, "mae")).get("digest")
+    if name in ("finetune", "distill"):
+        from factory.fits.finetune import checkpoint_of
+
+        source = _source(run, recipe, name)
+        found["encoder"] = (
+            digest_of(checkpoint_of(recipe.fit.finetune)) if source is None else read_card(source)["digest"]
+        )
     return found | {"tables": {table: run.table(table).digest() for table in tables}}
 
 
@@ -141,7 +164,7 @@ def _check_base(recipe: Recipe) -> None:
 
 def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     """The objective of a fit, built on a worker from the run's tables."""
-    from factory.fits import distill, gate, mae
+    from factory.fits import distill, finetune, gate, mae
 
     run = Run(uri)
     if name == "gate":
@@ -152,8 +175,13 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
     samples = run.table("samples").read() if run.table("samples").manifest() else None
     if name == "mae":
         return mae.mae_objective(recipe.fit.mae, corpus, samples)
-    encoder = run.weights_dir(weights_name(recipe, "mae"))
-    return distill.distill_objective(recipe.fit.distill, encoder, corpus, samples, log=lambda line: None)
+    source = _source(run, recipe, name)
+    if name == "finetune":
+        return finetune.finetune_objective(recipe.fit.finetune, source, corpus, samples)
+    assert source is not None
+    return distill.distill_objective(
+        recipe.fit.distill, source, corpus, samples, store=run.store, log=lambda line: None
+    )
 
 
 def _training_rows(corpus: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,212 @@
+"""Models for a phone: the file answers as its original does, says what it is, and is not written where it differs."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_run import corpus_rows
+from typer.testing import CliRunner
+
+from factory import records
+from factory.cli import app
+from factory.fits.card import digest_of, write_card
+from factory.fits.distill import load_student
+from factory.models import export
+from factory.models.classifier import build_classifier
+from factory.models.student import cost
+from factory.release import phone
+from factory.run import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = ["melanoma", "nevus", "seborrheic_keratosis"]
+STUDENT, VIT = "distill-mobilenetv3_small_050", "finetune-test_vit"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+with_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="needs onnx, onnxscript and onnxruntime"
+)
+
+
+def _put(run: Run, directory: Path, name: str, architecture: str, **options: Any) -> None:
+    """Weights whose verdicts differ from image to image: those of a fresh network do not."""
+    torch.manual_seed(0)
+    model = build_classifier(architecture, 3, 32, **options)
+    images = torch.from_numpy(_validation(run, False))
+    with torch.no_grad():
+        model.train()
+        for _ in range(20):
+            model(images)  # the averages of batch norms
+        model.eval()
+        head = model.model.get_classifier()
+        scale = 1.0 / model(images).std(0).mean()
+        head.weight.mul_(scale)
+        head.bias.mul_(scale).sub_(model(images).mean(0))
+    directory.mkdir()
+    save_file(model.model.state_dict(), directory / "model.safetensors")
+    fields = {"architecture": architecture, "classes": CLASSES, "licence": "CC0", "num_real": 8, "num_synthetic": 0}
+    inputs = {"inputs": {"tables": {"corpus": run.table("corpus").digest()}}}
+    write_card(directory, cost(model, 32), fields | inputs)
+    run.put_weights(name, directory)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    found = Run(str(tmp_path_factory.mktemp("run")))
+    found.table("corpus").commit(0, records.rows_to_table("corpus", corpus_rows(32, 48)))
+    found.table("corpus").seal(1, {"of": "test"}, {})
+    folder = tmp_path_factory.mktemp("weights")
+    _put(found, folder / "student", STUDENT, "mobilenetv3_small_050")
+    _put(found, folder / "vit", VIT, "test_vit", patch_size=8)
+    return found
+
+
+def _validation(run: Run, uint8: bool) -> np.ndarray:
+    corpus = run.table("corpus").read(["image", "split", "outcome"])
+    return np.asarray(export.as_input(phone._pixels(phone._validation_rows(corpus), 32, 99), uint8))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The student as ONNX by the command, and the ViT in ONNX with pixels in [0, 1]."""
+    folder = tmp_path_factory.mktemp("files")
+    done = CliRunner().invoke(app, ["export", "distill", "--run", run.uri, "--out", str(folder / "student.onnx")])
+    assert done.exit_code == 0, done.output
+    assert "100.0% same verdicts on 8 images" in done.output
+    vit = phone.export_weights(run, VIT, "onnx", folder / "vit.onnx", uint8=False, echo=lambda line: None)
+    return {STUDENT: folder / "student.onnx", VIT: vit}
+
+
+@with_onnx
+@pytest.mark.parametrize(("name", "uint8"), [(STUDENT, True), (VIT, False)])
+def test_onnx_answers_as_its_original_at_any_batch_size(
+    run: Run, exported: dict[str, Path], name: str, uint8: bool
+) -> None:
+    pixels = _validation(run, uint8)
+    expected = export.original(load_student(run.weights_dir(name)), uint8)(pixels)
+    for count in (1, 3, 8):
+        np.testing.assert_allclose(export.opened(exported[name])(pixels[:count]), expected[:count], atol=1e-5)
+    assert len(set(expected.argmax(1))) > 1  # the verdicts say something
+
+
+@with_onnx
+def test_the_graph_holds_the_normalisation_the_classes_and_the_digests(run: Run, exported: dict[str, Path]) -> None:
+    import onnx
+
+    graph = onnx.load(str(exported[STUDENT]))
+    onnx.checker.check_model(graph, full_check=True)
+    assert {one.domain: one.version for one in graph.opset_import}[""] == export.OPSET
+    taken = graph.graph.input[0].type.tensor_type
+    assert taken.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_param or d.dim_value for d in taken.shape.dim] == ["batch", 32, 32, 3]
+    known = {one.key: one.value for one in graph.metadata_props}
+    assert json.loads(known["classes"]) == CLASSES
+    assert known["weights_digest"] == digest_of(run.weights_dir(STUDENT) / "model.safetensors")
+    assert json.loads(known["tables"]) == {"corpus": run.table("corpus").digest()}
+
+
+def test_pt2_answers_as_its_original_and_carries_its_metadata(run: Run, tmp_path: Path) -> None:
+    out = phone.export_weights(run, VIT, "pt2", tmp_path / "m.pt2", echo=lambda line: None)
+    inside = {export.METADATA: ""}
+    torch.export.load(out, extra_files=inside)
+    assert json.loads(inside[export.METADATA])["classes"] == CLASSES
+    pixels = _validation(run, True)
+    expected = export.original(load_student(run.weights_dir(VIT)), True)(pixels)
+    np.testing.assert_allclose(export.opened(out)(pixels[:5]), expected[:5], atol=1e-6)
+    card = json.loads((tmp_path / "m.pt2.card.json").read_text())
+    assert card["digest"] == digest_of(out) and card["checked"]["num_images"] == 8
+    own, usual = card["cost"]
+    assert (own["image_size"], usual["image_size"]) == (32, 224) and usual["flops"] > 40 * own["flops"]
+    assert card["latency"]["p95_ms"] >= card["latency"]["median_ms"] > 0
+    assert f"sha256 `{card['digest']}`" in (tmp_path / "m.pt2.md").read_text()
+
+
+@with_onnx
+def test_int8_is_a_third_of_the_size_and_within_its_bound(run: Run, exported: dict[str, Path], tmp_path: Path) -> None:
+    small = phone.export_weights(run, VIT, "int8", tmp_path / "s.onnx", echo=lambda line: None)
+    assert small.stat().st_size < 0.34 * exported[VIT].stat().st_size
+    card = json.loads((tmp_path / "s.onnx.card.json").read_text())
+    assert card["num_calibration"] == 16  # the training images
+    assert 0 < card["checked"]["max_difference"] <= card["bound"]["max_difference"] == 0.15
+
+
+@with_onnx
+def test_an_export_that_differs_is_refused_with_the_figure_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    tight = export.Bound(1e-9, 1.0)
+    with pytest.raises(export.ExportDiffers, match=r"within 1e-09 of the original's .* got a difference of 0\.\d+ and"):
+        phone.export_weights(run, VIT, "int8", tmp_path / "m.onnx", echo=lambda line: None, bound=tight)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_model_and_one_without_numbers_are_told_from_the_original(run: Run) -> None:
+    pixels, bound = _validation(run, True), export.BOUNDS["pt2"]
+    student, vit = (export.original(load_student(run.weights_dir(name)), True) for name in (STUDENT, VIT))
+    found = export.compared(student, vit, pixels)
+    by_hand = np.abs(student(pixels) - vit(pixels)).max()
+    assert found["max_difference"] == pytest.approx(float(by_hand))
+    with pytest.raises(export.ExportDiffers, match="export onnx, or calibrate on more"):
+        export.check(found, bound, "pt2")
+    broken = export.compared(student, lambda given: np.full((len(given), 3), np.nan, np.float32), pixels)
+    assert broken["max_difference"] == float("inf")
+    export.check(export.compared(student, student, pixels), bound, "pt2")
+    with pytest.raises(ValueError, match=r"must be checked on validation images, got none; raise corpus\.val_share"):
+        export.check(export.compared(student, student, pixels[:0]), bound, "pt2")
+
+
+@with_onnx
+@pytest.mark.parametrize(("name", "uint8"), [(STUDENT, True), (VIT, False)])
+def test_the_example_needs_neither_torch_nor_the_factory(
+    run: Run, exported: dict[str, Path], tmp_path: Path, name: str, uint8: bool
+) -> None:
+    rows = phone._validation_rows(run.table("corpus").read(["image", "split", "outcome"]))
+    picture = tmp_path / "lesion.png"
+    picture.write_bytes(rows["image"][0].as_py()["bytes"])
+    script = (
+        "import runpy, sys; sys.modules['torch'] = sys.modules['factory'] = None;"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", script, str(ROOT / "examples" / "phone.py"), str(exported[name]), str(picture)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ), cwd=tmp_path)
+    shares = {line.split()[1]: float(line.split("%")[0]) / 100 for line in told.stdout.splitlines()}
+    image = Image.open(io.BytesIO(picture.read_bytes()))
+    assert image.size == (48, 48)  # so it was reduced, by Pillow there and by the factory here
+    expected = export.original(load_student(run.weights_dir(name)), uint8)(_validation(run, uint8)[:1])[0]
+    assert [shares[name] for name in CLASSES] == pytest.approx(expected.tolist(), abs=0.05)
+
+
+def test_what_cannot_be_exported_is_refused_in_one_sentence(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--out must end in \.pt2 for pt2, got m\.onnx"):
+        phone.export_weights(run, STUDENT, "pt2", tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="--format must be a known word, got 'onxx'; did you mean 'onnx'"):
+        phone.export_weights(run, STUDENT, "onxx", tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="weights must be among those of .*got 'mae'"):
+        phone.export_weights(run, "mae", "onnx", tmp_path / "m.onnx")
+    encoder = tmp_path / "mae"
+    encoder.mkdir()
+    (encoder / "card.json").write_text(json.dumps({"objective": "mae", "image_size": 32}))
+    run.put_weights("mae-test_vit", encoder)
+    with pytest.raises(ValueError, match="an export must be of a classifier, got mae-test_vit"):
+        phone.export_weights(run, "mae", "onnx", tmp_path / "m.onnx")
+
+
+def test_missing_packages_and_calibration_are_said_before_anything_is_made() -> None:
+    with pytest.raises(ValueError, match=r"must have onnx_of_2040 installed.*install dermafactory\[export\]"):
+        export.needs("onnx_of_2040")
+
+
+@with_onnx
+def test_int8_without_training_images_is_refused(tmp_path: Path) -> None:
+    model = build_classifier("mobilenetv3_small_050", 2, 32)
+    with pytest.raises(ValueError, match="int8 must be calibrated on training images, got none"):
+        export.export(model, "int8", tmp_path / "m.onnx", 32, {}, calibration=np.zeros((0, 32, 32, 3), np.uint8))

@@ -162,7 +162,10 @@ def test_the_command_lists_every_fit_and_preset(factory_command: Callable[..., A
             ["gate", "--run", "runs/x", "--family", "flux"],
             "--family, --preset and --base must go with `fit lora`, got gate",
         ),
-        (["lora", "--run", "runs/x", "--family", "fluks"], "family must be a known word, got 'fluks'; did you mean 'flux'?"),
+        (
+            ["lora", "--run", "runs/x", "--family", "fluks"],
+            "family must be a known word, got 'fluks'; did you mean 'flux'?",
+        ),
         (["lora", "--describe", "--family", "flux", "--preset", "bugdet"], "got 'bugdet'; did you mean 'budget'?"),
     ],
 )

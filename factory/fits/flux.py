@@ -57,7 +57,7 @@ class ScaledExamples:
         """`latents` (B, C, h, w) float32 and `condition` (B, L, D) of rows of one bucket."""
         bucket = int(np.searchsorted(self.starts, indices[0], side="right")) - 1
         latents = self.buckets[bucket][torch.from_numpy(indices - self.starts[bucket])]
-        return {"latents": latents.float(), "condition": self.conditions[torch.from_numpy(self.index[indices])]}
+        return {"latents": latents.float(), "condition": self.conditions[torch.from_numpy(self.index[indices])].float()}
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> np.ndarray:
         """Rounds of batches in a shuffled order of the buckets; see `Bucketed`."""
@@ -97,9 +97,9 @@ class FitFluxLora:
         digest = records.digest(
             text_encoder_digest(weights), str(own.max_sequence_length), str(dtype).removeprefix("torch.")
         )
-        self.texts = TextEmbeddings(cache, TEXT_CACHE, denoiser.condition, digest)
+        self.texts = TextEmbeddings(cache, TEXT_CACHE, denoiser.condition, digest, dtype)
         found, index = self.texts.of([*(prompts[row] for row in kept), ""])
-        self._empty = found[index[-1]][None]  # (1, L, D)
+        self._empty = found[index[-1]][None].float()  # (1, L, D)
         self.examples = ScaledExamples(buckets, found, index[:-1])
         self.scheduler = denoiser.scheduler
         self._transformer: FluxTransformer2DModel | None = None

@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from factory import records, taxonomy
+from factory.fits import preflight
 from factory.fits.checkpoint import FREE
 from factory.models.weights import FAMILIES, family_of, generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
@@ -45,6 +46,8 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     directory = run.local_dir("fit") / "fits" / f"{target}-{digest}"
     if name == "lora" and section.preview_every and recipe.fit.lora.family == "inpaint":
         backgrounds.find(run, recipe, echo)  # its grids are drawn into them
+    if name == "lora":
+        preflight.check(recipe.fit.lora, recipe.plan.size, generator_of(recipe), cluster.gpu_memory())
     with cluster.connect() as resources:
         use_gpu = resources.gpus > 0
         preview = _preview(run.uri, recipe, name, directory, resources.gpus - section.num_workers if use_gpu else None)

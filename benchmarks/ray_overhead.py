@@ -57,6 +57,9 @@ class Free:
     def condition(self, prompts: list[str]) -> Tensor:
         return torch.zeros(len(prompts), 1, 1)
 
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Free:
+        return self
+
     def predict(self, z: Tensor, t: Tensor, condition: Tensor, guidance: Tensor, unconditional: Tensor) -> Prediction:
         return Prediction(z, z)
 

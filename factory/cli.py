@@ -127,7 +127,7 @@ def fit(
     name: Annotated[str, typer.Argument(help="lora, gate, mae, finetune or distill; or list: what each trains.")],
     run: Annotated[str | None, typer.Option("--run", help="The run's directory or URI (s3://, gs://).")] = None,
     describe: Annotated[
-        bool, typer.Option("--describe", help="lora: print what a preset trains, as JSON; nothing else.")
+        bool, typer.Option("--describe", help="lora: print what a preset trains and needs, as JSON; nothing else.")
     ] = False,
     family: Annotated[
         str | None, typer.Option("--family", help="lora: which generator; `fit list` names them.")
@@ -150,7 +150,9 @@ def fit(
         if family is None:
             choice = ", ".join(presets.FAMILIES)
             raise ValueError(f"--family must be given with --describe, got nothing; choose one of {choice}.")
-        return typer.echo(json.dumps(presets.describe(family, preset, base), indent=2))
+        given = _recipe(run, recipe, [*presets.overrides(family, preset), *(set_ or [])])
+        found = presets.describe(family, preset, base, given.fit.lora, given.plan.size)
+        return typer.echo(json.dumps(found, indent=2))
     if name != "lora" and (family or preset or base):
         raise ValueError(f"--family, --preset and --base must go with `fit lora`, got {name}; leave them out.")
     if run is None:

@@ -189,7 +189,7 @@ class FluxSection(Section):
     scales: list[Annotated[int, Field(ge=16, le=2048, multiple_of=16)]] = []  # px of a side; empty: plan.size
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 512  # T5 tokens; draw at the length of the fit
     guidance: Positive = 1.0  # the guidance embedding that a distilled model is fitted at
-    base_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the frozen base; the LoRA is float32
+    base_dtype: Literal["bfloat16", "float32", "nf4", "fp8"] = "bfloat16"  # of the frozen base; the LoRA is float32
     gradient_checkpointing: bool = True
 
 
@@ -254,6 +254,8 @@ class LoraSection(FitSection):
             problems.append(
                 "min_snr_gamma must be null for family flux, whose noise levels are drawn where they matter"
             )
+        if self.family == "flux" and self.sharding == "sharded" and self.flux.base_dtype in ("nf4", "fp8"):
+            problems.append(f"sharding must be replicated for flux.base_dtype {self.flux.base_dtype}, got sharded")
         _refuse(problems)
         return self
 
@@ -410,6 +412,9 @@ class SynthesizeSection(Section):
     num_threads: Count = 1
     keep_rejected: Literal["none", "latents", "image"] = "none"
     solver: Literal["ddim", "dpm++2m"] = "ddim"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of network and text encoders; auto: bfloat16 on a GPU,
+    # float32 on a CPU, where bfloat16 can be hundreds of times slower (a GPU older than Ampere wants float32 too)
+    base_dtype: Literal["nf4", "fp8"] | None = None  # of FLUX.1's weights on a small card; null: dtype
 
 
 class WorthSection(Section):

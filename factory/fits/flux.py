@@ -29,7 +29,7 @@ from factory.images import RGB, read_png, resized
 from factory.models import codec
 from factory.models.flux import FluxDenoiser, resolution_shift, velocity
 from factory.models.flux_lora import TARGETS, adapter_state, add_lora, load_adapter, save_adapter
-from factory.models.loading import load_part
+from factory.models.quantise import check_quantised, compute_dtype, load_base
 from factory.models.text_cache import TextEmbeddings
 from factory.models.weights import text_encoder_digest, tree_digest
 from factory.recipe import LoraSection
@@ -63,7 +63,7 @@ class ScaledExamples:
         """`latents` (B, C, h, w) float32 and `condition` (B, L, D) of rows of one bucket."""
         bucket = int(np.searchsorted(self.starts, indices[0], side="right")) - 1
         latents = self.buckets[bucket][torch.from_numpy(indices - self.starts[bucket])]
-        return {"latents": latents.float(), "condition": self.conditions[torch.from_numpy(self.index[indices])]}
+        return {"latents": latents.float(), "condition": self.conditions[torch.from_numpy(self.index[indices])].float()}
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> np.ndarray:
         """Rounds of batches in a shuffled order of the buckets; see `Bucketed`."""
@@ -93,30 +93,38 @@ class FitFluxLora:
         own = section.flux
         self.weights, self.section, self.scales = weights, section, sorted(set(own.scales)) or [size]
         self.preset = Preset("attention", section.rank, "") if own.preset is None else preset_of("flux", own.preset)
-        self.dtype = torch.bfloat16 if own.base_dtype == "bfloat16" else torch.float32
         device = "cuda" if torch.cuda.is_available() else "cpu"  # of the worker, which builds its objective itself
-        denoiser = FluxDenoiser.load(weights, dtype=self.dtype, max_sequence_length=own.max_sequence_length)
-        denoiser.to(device, self.dtype)
+        check_quantised(own.base_dtype, "flux", "fit.lora.flux.base_dtype", device == "cuda")
+        dtype = compute_dtype(own.base_dtype)
+        # The transformer is read once these are let go, so that a card need not hold both.
+        denoiser = FluxDenoiser.load(
+            weights, dtype=dtype, max_sequence_length=own.max_sequence_length, encoders_only=True
+        )
+        denoiser.to(device, dtype)
         encoder = FluxEncoder(weights, self.scales)
         rows = encoded_rows(encoder, images)
         self.dropped = rows.dropped
-        digest = records.digest(text_encoder_digest(weights), str(own.max_sequence_length), own.base_dtype)
-        self.texts = TextEmbeddings(cache, TEXT_CACHE, denoiser.condition, digest)
+        digest = records.digest(
+            text_encoder_digest(weights), str(own.max_sequence_length), str(dtype).removeprefix("torch.")
+        )
+        self.texts = TextEmbeddings(cache, TEXT_CACHE, denoiser.condition, digest, dtype)
         own_groups = [np.asarray(column)[rows.index] for column in groups]
         self.examples = self._examples(rows, prompts, own_groups)
         if held_out is not None and len(held_out.images):
             self.held_out = self._examples(encoded_rows(encoder, held_out.images), held_out.prompts)
-        self.scheduler, self._transformer = denoiser.scheduler, denoiser.transformer.to("cpu")
+        self.scheduler = denoiser.scheduler
+        self._transformer: FluxTransformer2DModel | None = None
         self.texts.embed = _embedded_before  # so that the text encoders and the VAE are let go
 
     def _examples(self, rows: EncodedRows, prompts: Sequence[str], groups: Sequence[np.ndarray] = ()) -> ScaledExamples:
         found, index = self.texts.of([*(prompts[place] for place in rows.index), ""])
-        self._empty = found[index[-1]][None]  # (1, L, D)
+        self._empty = found[index[-1]][None].float()  # (1, L, D)
         return ScaledExamples([torch.from_numpy(b["latents"]) for b in rows.buckets], found, index[:-1], groups)
 
     def build(self) -> nn.Module:
         """The transformer with a fresh adapter, a function of the seed alone."""
-        transformer = self._transformer
+        transformer = self._transformer or load_base(self.weights / "transformer", self.section.flux.base_dtype)
+        self._transformer = transformer
         if getattr(transformer, "peft_config", None):  # built before
             transformer.unload_lora()
         with torch.random.fork_rng(devices=[]):
@@ -155,7 +163,7 @@ class FitFluxLora:
 
     def load(self, directory: Path) -> nn.Module:
         """The transformer with the adapter that `save` wrote over it."""
-        return load_adapter(load_part(FluxTransformer2DModel, self.weights / "transformer", self.dtype), directory)
+        return load_adapter(load_base(self.weights / "transformer", self.section.flux.base_dtype), directory)
 
 
 def noise_levels(noise: RowNoise, shift: float) -> Tensor:

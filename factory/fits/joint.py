@@ -314,6 +314,7 @@ class FitLora:
         """The adapter and the statistics, or of `train_mode: full` a whole diffusers directory, and a card."""
         model.eval()
         if self.section.train_mode == "full":
+            self.denoiser.unet = model  # the one it was built with may lie in pieces on many workers
             self.denoiser.save(directory)
         else:
             self._save_adapter(model, directory)

@@ -6,6 +6,7 @@ Ray Train workers and adds what only a cluster has (process groups, uploads, res
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import tempfile
@@ -147,6 +148,8 @@ class _Fit:
         self.objective, self.section, self.worker, self.directory = objective, section, worker, directory
         self.preview = preview if section.preview_every else None
         model = objective.build().to(worker.device)
+        # A sharded fit keeps a whole copy on rank 0's CPU, which its values are put into to be saved.
+        self._whole = copy.deepcopy(model).cpu() if worker.shard is not None and worker.rank == 0 else None
         if worker.shard is not None:
             worker.shard(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -215,9 +218,8 @@ class _Fit:
         return {"memorised": share}
 
     def _save_weights(self, folder: Path, values: dict[str, Tensor]) -> None:
-        if values:
-            model = validation.put_whole(self.objective.build(), values)
-            return self.objective.save(model, folder)
+        if self._whole is not None:
+            return self.objective.save(validation.put_whole(self._whole, values), folder)
         with validation.averaged(self.state):
             self.objective.save(self.state.model, folder)
 
@@ -235,7 +237,7 @@ class _Fit:
         if self.worker.shard is None:
             return self.state.model
         values = validation.whole_values(self.state)
-        return validation.put_whole(self.objective.build(), values) if self.worker.rank == 0 else self.state.model
+        return self.state.model if self._whole is None else validation.put_whole(self._whole, values)
 
 
 class _Batches:

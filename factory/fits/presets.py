@@ -17,6 +17,8 @@ from factory import taxonomy
 if TYPE_CHECKING:
     from torch import nn
 
+    from factory.recipe import LoraSection
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -72,21 +74,54 @@ def overrides(family: str, preset: str | None = None) -> list[str]:
     return [*found, f"fit.lora.{family}.preset={preset}"] if known else found
 
 
-def describe(family: str, preset: str | None = None, base: str | Path | None = None) -> dict[str, Any]:
-    """What a LoRA trains, counted on the meta device without a weight: JSON-ready.
+def describe(
+    family: str,
+    preset: str | None = None,
+    base: str | Path | None = None,
+    section: LoraSection | None = None,
+    size: int | None = None,
+) -> dict[str, Any]:
+    """What a LoRA trains and what memory that takes, counted on the meta device without a weight: JSON-ready.
 
     base: a diffusers directory, whose config decides the shapes; None means FLUX.1-dev for flux, SDXL-inpainting for
     inpaint, the shipped starter for joint, and for class_conditional the preset's network for seven classes on four
-    channels. Keys: family, preset, rank, trainable_parameters, bytes (by dtype), targets, modules (how many).
+    channels. section, size: the recipe's fit.lora and plan.size, by default its defaults. Keys: family, preset, rank,
+    trainable_parameters, bytes (by dtype), targets, modules (how many), memory (bytes by part, see `fits/memory.py`).
     """
-    import torch
-    from peft.tuners.lora import LoraLayer
+    from factory.recipe import LoraSection, PlanSection
 
     chosen = preset_of(family, preset)
+    given = LoraSection(family=family) if section is None else section.model_copy(update={"family": family})  # type: ignore[arg-type]
+    model, targets = built(family, chosen, base, DEFAULT if preset is None else preset)
+    found = _counted(family, preset, model, targets)
+    return found | {"memory": memory_of(model, base, given, PlanSection().size if size is None else size)}
+
+
+def memory_of(model: nn.Module, base: str | Path | None, section: LoraSection, size: int) -> dict[str, Any]:
+    """Bytes by part of a fit of `model`, a network on the meta device with what trains on it (`memory.estimate`)."""
+    from factory.fits import memory, probes
+    from factory.models.weights import STARTER
+
+    starter = base is None and section.family in ("joint", "class_conditional")
+    factor = probes.factor_of(STARTER if starter else base)
+    work = memory.workload_of(section, size)
+    memory.narrow_base(model, work.base_dtype)
+    return memory.estimate(model, probes.forward_of(section.family, model, work, factor), work)
+
+
+def built(family: str, preset: Preset, base: str | Path | None, name: str) -> tuple[nn.Module, list[str]]:
+    """The network of a preset of this name on the meta device, and its layers that train."""
+    import torch
+
+    build = {"flux": _flux, "inpaint": _inpaint, "joint": _joint, "class_conditional": _class_conditional}[family]
     with torch.device("meta"):
-        build = {"flux": _flux, "inpaint": _inpaint, "joint": _joint, "class_conditional": _class_conditional}[family]
-        model, targets = build(chosen, base, DEFAULT if preset is None else preset)
-    count = _trained(model)
+        return build(preset, base, name)
+
+
+def _counted(family: str, preset: str | None, model: nn.Module, targets: list[str]) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    chosen, count = preset_of(family, preset), _trained(model)
     return {
         "family": family,
         "preset": DEFAULT if preset is None else preset,
@@ -102,7 +137,7 @@ def listed() -> list[str]:
     """Every fit and preset with its trainable parameters at the recipe's defaults, a line each: lora by family and
     preset (`*` the default), then the others."""
     rows = [
-        (f"lora {family} {name}{'*' if name == DEFAULT else ''}", describe(family, name), preset.meaning)
+        (f"lora {family} {name}{'*' if name == DEFAULT else ''}", _count(family, name), preset.meaning)
         for family, presets in PRESETS.items()
         for name, preset in presets.items()
     ]
@@ -111,6 +146,10 @@ def listed() -> list[str]:
         for title, found, meaning in rows
     ]
     return lines + [f"{title:<36}{count:>12,}  {meaning}" for title, count, meaning in _others()]
+
+
+def _count(family: str, name: str) -> dict[str, Any]:
+    return _counted(family, name, *built(family, preset_of(family, name), None, name))
 
 
 def _extent(rank: int) -> str:

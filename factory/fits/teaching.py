@@ -21,7 +21,7 @@ from torch import nn
 
 from factory import images as pictures
 from factory import records
-from factory.fits.encoded import Arrays, EncodedCache
+from factory.fits.encoded import Arrays, EncodedCache, keys_of
 from factory.storage import LocalStore, Store
 
 
@@ -50,7 +50,7 @@ def kept_answers(teacher: Teacher, images: Sequence[bytes], store: Store | None)
     with tempfile.TemporaryDirectory() as scratch:
         cache = EncodedCache(store or LocalStore(Path(scratch) / "store"), teacher.digest)
         cache.fill(teacher, images, none)
-        rows = cache.rows(images, none, Path(scratch) / "rows")
+        rows = cache.rows(keys_of(images, none), Path(scratch) / "rows")
         found = np.empty((len(images), rows.buckets[0]["logits"].shape[1]), np.float32)
         found[rows.index] = rows.buckets[0]["logits"]
     return found

@@ -10,7 +10,7 @@ Letters: B samples, C latent channels, h and w latent sides, L tokens, D token w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,12 @@ class Denoiser(Protocol):
     @property
     def alphas_cumprod(self) -> Tensor:
         """Alpha bar by timestep, (T,) float32."""
+        ...
+
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Self:
+        """The same denoiser, in place, on another device: network and text encoders in `dtype`, while VAE, mask head
+        and segmenter stay float32, where half precision is known to overflow. What goes in and comes out is float32 in
+        either case. Digests stay those of the weights that were loaded."""
         ...
 
     def shift(self, width: int, height: int) -> float:

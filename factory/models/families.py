@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from factory.models.denoiser import Denoiser
+from factory.models.quantise import check_quantised
 from factory.models.weights import check_directory, family_of
+
+if TYPE_CHECKING:
+    import torch
 
 # The families of directories that each family loads.
 BASES: dict[str, tuple[str, ...]] = {
@@ -27,15 +32,26 @@ def check_base(directory: str | Path, family: str, field: str = "synthesize.weig
     return found
 
 
-def load_denoiser(directory: str | Path, adapter: str | Path | None = None, family: str | None = None) -> Denoiser:
+def load_denoiser(
+    directory: str | Path,
+    adapter: str | Path | None = None,
+    family: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    base_dtype: str | None = None,
+) -> Denoiser:
     """The denoiser of a diffusers directory with an adapter merged into it. family: what it is loaded as, where a
-    directory serves more than one; by default what it draws as it is."""
+    directory serves more than one; by default what it draws as it is. dtype: what `to` will be called with, so that
+    FLUX.1 is never held in float32; base_dtype: see `quantise`, for FLUX.1 alone."""
     chosen = family_of(directory) if family is None else family
     check_base(directory, chosen)
+    check_quantised(base_dtype, chosen, "synthesize.base_dtype")
     if chosen == "flux":
+        import torch
+
         from factory.models.flux import FluxDenoiser
 
-        return FluxDenoiser.load(directory, adapter)
+        return FluxDenoiser.load(directory, adapter, dtype=dtype or torch.float32, base_dtype=base_dtype)
     if chosen == "class_conditional":
         from factory.models.class_conditional import ClassConditionalDenoiser
 

@@ -33,6 +33,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
 from factory.models.flux_lora import fuse, load_adapter
 from factory.models.loading import checked_directory, load_part, module_digest
+from factory.models.quantise import is_quantised, load_base
 from factory.models.segmenter import LatentSegmenter, load_latent_segmenter
 from factory.models.weights import generator_digest
 
@@ -84,20 +85,31 @@ class FluxDenoiser:
         segmenter: str | Path | None = None,
         *,
         dtype: torch.dtype = torch.float32,
+        base_dtype: str | None = None,
         max_sequence_length: int | None = None,
+        encoders_only: bool = False,
     ) -> FluxDenoiser:
         """From a FLUX.1 directory as diffusers writes it, and a LoRA over it, merged into the weights: a directory with
         `pytorch_lora_weights.safetensors`, or a file of it or of kohya's trainer. Nothing is fetched.
 
         segmenter: a directory that `save_segmenter` wrote. max_sequence_length: None is the length that the adapter's
         card says it was fitted at, else 512. dtype: of the transformer and the text encoders; the VAE
-        stays float32, where half precision is known to overflow.
+        stays float32, where half precision is known to overflow. base_dtype: `nf4` or `fp8` of the transformer alone,
+        beside which an adapter stays unmerged (see `quantise`). encoders_only: the transformer's weights are not read
+        (it is on the meta device), for what only encodes images and prompts.
         """
         base = checked_directory(directory, PARTS, "FLUX.1")
         length = _fitted_length(adapter) if max_sequence_length is None else max_sequence_length
-        transformer = load_part(FluxTransformer2DModel, base / "transformer", dtype)
+        if encoders_only:
+            transformer = _empty_transformer(base / "transformer")
+        elif base_dtype is not None:
+            transformer = load_base(base / "transformer", base_dtype, "synthesize.base_dtype")
+        else:
+            transformer = load_part(FluxTransformer2DModel, base / "transformer", dtype)
         if adapter is not None:
-            fuse(load_adapter(transformer, adapter))
+            load_adapter(transformer, adapter)
+            if base_dtype is None:
+                fuse(transformer)
         loaded = cls(
             transformer=transformer,
             vae=load_part(AutoencoderKL, base / "vae"),
@@ -116,10 +128,14 @@ class FluxDenoiser:
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> FluxDenoiser:
         """The same denoiser on another device, transformer and text encoders in `dtype`; VAE and segmenter stay
-        float32. Its digests stay those of the weights it was loaded from."""
+        float32. Its digests stay those of the weights it was loaded from. A quantised transformer is moved alone, and
+        one without weights stays where it is."""
         _ = self.digest, self.vae_digest
         for name, module in self._modules().items():
-            module.to(device, torch.float32 if name in ("vae", "segmenter") else dtype)
+            if name == "transformer" and is_quantised(module):
+                module.to(device)
+            elif name != "transformer" or module.device.type != "meta":
+                module.to(device, torch.float32 if name in ("vae", "segmenter") else dtype)
         for known in ("alphas_cumprod", "_pipeline"):
             self.__dict__.pop(known, None)
         return self
@@ -136,7 +152,7 @@ class FluxDenoiser:
         """The library's pipeline over these parts: it reads prompts."""
         # It warns of every prompt that is longer than CLIP's 77 tokens, as captions are; T5 reads the whole.
         logging.getLogger("diffusers.pipelines.flux.pipeline_flux").setLevel(logging.ERROR)
-        return FluxPipeline(**{name: getattr(self, name) for name in PARTS})
+        return FluxPipeline(**{name: getattr(self, name) for name in PARTS} | {"transformer": None})
 
     @property
     def mask_source(self) -> str | None:
@@ -155,7 +171,7 @@ class FluxDenoiser:
         steps = int(self.scheduler.config.num_train_timesteps)
         level = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         found = (1 - level).square() / ((1 - level).square() + level.square())
-        return found.float().to(self.transformer.device)
+        return found.float().to(self.vae.device)
 
     @cached_property
     def digest(self) -> str:
@@ -247,6 +263,12 @@ class FluxDenoiser:
     def image_latents(self, latents: Tensor) -> Tensor:
         """All of them; `vae_digest` names this space."""
         return latents
+
+
+def _empty_transformer(folder: Path) -> FluxTransformer2DModel:
+    """The transformer of a folder by its config, without weights."""
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(folder, local_files_only=True))
 
 
 def scaling(vae: AutoencoderKL) -> tuple[float, float]:

@@ -133,8 +133,9 @@ def check_fits(state: Mapping[str, Tensor], transformer: FluxTransformer2DModel,
     layers = dict(transformer.named_modules())
     for key in sorted(state, key=kohya.natural):
         name, side = re.split(r"\.lora_(?=[AB]\.)", key)[0], 1 if ".lora_A." in key else 0  # A's columns, B's rows
-        weight = getattr(layers.get(name), "weight", None)
-        kohya.check_side(key, state[key], side, None if weight is None else weight.shape[side], source)
+        # A quantised weight is packed, so its shape is not the layer's.
+        found = getattr(layers.get(name), ("out_features", "in_features")[side], None)
+        kohya.check_side(key, state[key], side, found, source)
 
 
 def fuse(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:

@@ -146,6 +146,16 @@ def settle() -> None:
     context.max_errored_blocks = 0  # a lost block is a lost row without a reason; stages give reasons instead
 
 
+def gpu_memory() -> int | None:
+    """Bytes of this machine's smallest GPU, where a fit will run on this machine; None on a cluster of others, or
+    without a GPU."""
+    import torch
+
+    if os.environ.get("RAY_ADDRESS") or not torch.cuda.is_available():
+        return None
+    return min(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count()))
+
+
 def resources() -> Resources:
     """What the connected cluster has, or may grow to where it has an autoscaler.
 

@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from factory import records, taxonomy
+from factory.fits import preflight
 from factory.fits.card import digest_of, read_card
 from factory.fits.checkpoint import FREE
 from factory.models.weights import FAMILIES, family_of, generator_digest, tree_digest
@@ -47,6 +48,8 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     directory = run.local_dir("fit") / "fits" / f"{target}-{digest}"
     if name == "lora" and section.preview_every and recipe.fit.lora.family == "inpaint":
         backgrounds.find(run, recipe, echo)  # its grids are drawn into them
+    if name == "lora":
+        preflight.check(recipe.fit.lora, recipe.plan.size, generator_of(recipe), cluster.gpu_memory())
     with cluster.connect() as resources:
         use_gpu = resources.gpus > 0
         if name == "lora" and (encoder := fit_rows.encoder_of(recipe)) is not None:

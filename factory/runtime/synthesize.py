@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factory import records
+from factory.models.placement import fingerprint, placement
+from factory.models.quantise import check_quantised
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.backgrounds import with_pixels
@@ -37,19 +39,27 @@ def synthesize(
     """
     plan = run.table("plan")
     units = int(pc.max(plan.read(["unit"])["unit"]).as_py()) + 1
-    table, fingerprint = run.table("samples"), fingerprint_in(run, recipe, "samples", ["plan"], weights)
-    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"])
+    gpu, section = pools.gpus_per_actor > 0, recipe.synthesize
+    check_quantised(section.base_dtype, recipe.plan.generator, "synthesize.base_dtype", gpu)
+    table, made_of = run.table("samples"), fingerprint_in(run, recipe, "samples", ["plan"], weights)
+    made_of |= fingerprint(placement(section.dtype, gpu), section.base_dtype)
+    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"], gpu)
     stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
-    table.require(fingerprint)
+    table.require(made_of)
     with gate if table.missing(units) else nullcontext():
-        fill(table, units, fingerprint, plan.sealed().rows, "synthesize", echo, stage)
-    table.seal(units, fingerprint, {"plan": plan.digest()})
+        fill(table, units, made_of, plan.sealed().rows, "synthesize", echo, stage)
+    table.seal(units, made_of, {"plan": plan.digest()})
 
 
 class SynthesizeUnit(UnitStage):
-    """A unit of the plan to its samples: generator, sampler and a handle to the gate, loaded once per actor."""
+    """A unit of the plan to its samples: generator, sampler and a handle to the gate, loaded once per actor.
 
-    def __init__(self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str) -> None:
+    gpu: whether the actor has reserved one. Without one it may see those of others, and uses none.
+    """
+
+    def __init__(
+        self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str, gpu: bool = False
+    ) -> None:
         from factory.runtime.serve import GateHandle
 
         self.plan = Run(run_uri).table("plan")
@@ -57,7 +67,7 @@ class SynthesizeUnit(UnitStage):
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
         gate = GateHandle(run_uri)
         self.synthesize = self.stage()(
-            weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator
+            weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator, gpu
         )  # fmt: skip
 
     def stage(self) -> type[SynthesizeSamples]:

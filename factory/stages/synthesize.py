@@ -20,6 +20,7 @@ from factory import records
 from factory.images import RGB, encode_mask, encode_png, read_mask, read_png, resized
 from factory.models.denoiser import Denoiser, InContext
 from factory.models.families import load_denoiser
+from factory.models.placement import gpu_at_hand, placement
 from factory.models.sampler import Gate, Sampled, SampleJob, Sampler, in_fixed_shape
 from factory.quality.paste import background_psnr, pasted
 from factory.recipe import GateSection, SynthesizeSection
@@ -32,7 +33,8 @@ class SynthesizeSamples:
     """Generator and sampler, loaded once; a call carries out one unit.
 
     weights: a diffusers directory; adapter: a LoRA directory or None; gate: the judge, or None for no judgement;
-    family: the plan's generator, None for what the weights draw as they are.
+    family: the plan's generator, None for what the weights draw as they are; gpu: whether to draw on one, None for
+    where there is one.
     """
 
     def __init__(
@@ -44,17 +46,20 @@ class SynthesizeSamples:
         gate: Gate | None,
         gate_digest: str = "",
         family: str | None = None,
+        gpu: bool | None = None,
     ) -> None:
         torch.set_num_threads(section.num_threads)
         self.family = family
-        self.denoiser = self.load_denoiser(weights, adapter)
+        where = placement(section.dtype, gpu_at_hand(gpu))
+        self.device, self.dtype, self.base_dtype = where.device, getattr(torch, where.dtype), section.base_dtype
+        self.denoiser = self.load_denoiser(weights, adapter).to(self.device, self.dtype)
         self.section, self.gate_section, self.gate, self.gate_digest = section, gate_section, gate, gate_digest
         self._samplers: dict[tuple[int, int], Sampler] = {}
         self._conditions: dict[str, torch.Tensor] = {}
 
     def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
         """The generator, loaded as the stage's family; a stage of another one overrides this."""
-        return load_denoiser(weights, adapter, self.family)
+        return load_denoiser(weights, adapter, self.family, dtype=self.dtype, base_dtype=self.base_dtype)
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""
@@ -85,7 +90,7 @@ class SynthesizeSamples:
     def _jobs(self, rows: Sequence[Row]) -> list[SampleJob]:
         unseen = sorted({row["prompt"] for row in rows} - set(self._conditions))
         if unseen:
-            self._conditions.update(zip(unseen, self.denoiser.condition(unseen), strict=True))
+            self._conditions.update(zip(unseen, self.denoiser.condition(unseen).cpu(), strict=True))
         return [
             SampleJob(
                 row["sample_id"], row["seed"], self._conditions[row["prompt"]], row["guidance"],

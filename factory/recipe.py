@@ -387,7 +387,9 @@ class PlanSection(Section):
     def _wrong_targets(self) -> list[str]:
         problems = []
         if (self.balance == "explicit") != bool(self.cells):
-            problems.append(f"cells must be given exactly for balance explicit, got {len(self.cells)} for {self.balance}")
+            problems.append(
+                f"cells must be given exactly for balance explicit, got {len(self.cells)} for {self.balance}"
+            )
         if (self.balance == "false_negative") != (self.false_negative_rates is not None):
             problems.append(
                 f"false_negative_rates must name a JSON file exactly for balance false_negative, got "

@@ -77,8 +77,11 @@ class Start(NamedTuple):
     """Where a round goes on: its number, and its first row's index and unit."""
 
     round: int = 0
-    index: int = 0
+    first_index: int = 0
     unit: int = 0
+
+
+BEGINNING = Start()
 
 
 def plan_tables(
@@ -86,7 +89,7 @@ def plan_tables(
     fingerprint: str,
     counts: Mapping[Cell, int],
     looks: Mapping[str, Sequence[Look]],
-    start: Start = Start(),
+    start: Start = BEGINNING,
     retried: Mapping[Cell, Sequence[str]] | None = None,
 ) -> Iterator[pa.Table]:
     """The rows of one round under the plan's schema, in order of index and in parts of `PART_ROWS`. Cells are
@@ -96,7 +99,7 @@ def plan_tables(
     """
     cells = [cell for cell, count in counts.items() if count]
     order = _order(np.array([counts[cell] for cell in cells]), section.balance)  # (N,) numbers of cells
-    identifiers = records.sample_ids(fingerprint, range(start.index, start.index + len(order)))
+    identifiers = records.sample_ids(fingerprint, range(start.first_index, start.first_index + len(order)))
     audits = _audits(section, identifiers, start.round)
     prompts = _Prompts(section, cells, looks)
     again = _first_rows(order, [list((retried or {}).get(cell, ())) for cell in cells])
@@ -108,7 +111,7 @@ def plan_tables(
         yield _table(
             found | {
                 "sample_id": pa.array(identifiers[span]).cast(pa.string()),
-                "unit": start.unit + places // per_unit, "index": start.index + places,
+                "unit": start.unit + places // per_unit, "index": start.first_index + places,
                 "round": np.full(len(places), start.round), "seed": seeds,
                 "retry_of": [again.get(place) for place in places.tolist()],
                 "audit": audits[span],
@@ -213,7 +216,8 @@ class _Prompts:
         if self.section.generator == "class_conditional":
             return diagnosis
         asked = {field: named[axis] for axis, field in (("site", "site"), ("lesion_size", "size")) if axis in named}
-        bank, around = self.section.bank, replace(look.surroundings if look else Surroundings(), **asked)
+        bank, around = self.section.bank, look.surroundings if look else Surroundings()
+        around = replace(around, site=asked.get("site", around.site), size=asked.get("size", around.size))
         if look is None:
             return prompt_for(diagnosis, skin_type, bank=bank, surroundings=around)
         levels = (look.asymmetry, look.border, look.colors)

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +110,7 @@ def apportion(count: int, weights: Mapping[Cell, float]) -> dict[Cell, int]:
     exact = {cell: count * weight / total for cell, weight in weights.items()}
     found = {cell: math.floor(share) for cell, share in exact.items()}
     left = count - sum(found.values())
-    for cell in sorted(exact, key=lambda cell: found[cell] - exact[cell])[:left]:
+    for cell in sorted(exact, key=lambda cell: round(found[cell] - exact[cell], 9))[:left]:
         found[cell] += 1
     return found
 
@@ -179,20 +179,24 @@ def cell_counts(corpus: pa.Table, section: PlanSection) -> tuple[dict[Cell, int]
         columns["site"] = train["site"]
     if "lesion_size" in axes:
         columns["lesion_size"] = _lesion_sizes(train)
-    found = pa.table(columns).group_by(list(axes)).aggregate([([], "count_all")]).to_pylist()
     counts, unknown = dict.fromkeys(cells_of(section), 0), dict.fromkeys(section.diagnoses, 0)
-    for row in found:
-        cell = tuple(row[axis] for axis in axes)
+    for cell, count in counted(pa.table(columns), [*axes]).items():
         if cell in counts:
-            counts[cell] += row["count_all"]
-        elif row["diagnosis"] in unknown and None in cell and _may_be_asked(cell, axes):
-            unknown[row["diagnosis"]] += row["count_all"]
+            counts[cell] += count
+        elif cell[0] in unknown and None in cell and _may_be_asked(cell, axes):
+            unknown[cell[0]] += count
     for diagnosis, count in unknown.items():
         own: dict[Cell, float] = {cell: number for cell, number in counts.items() if cell[0] == diagnosis}
         shares = own if any(own.values()) else dict.fromkeys(own, 1.0)
         for cell, more in apportion(count, shares).items():
             counts[cell] += more
     return counts, sum(unknown.values())
+
+
+def counted(rows: pa.Table, columns: Sequence[str]) -> dict[tuple[Any, ...], int]:
+    """Rows by the values of some columns."""
+    found = rows.select(columns).group_by(columns).aggregate([([], "count_all")]).to_pylist()
+    return {tuple(row[name] for name in columns): row["count_all"] for row in found}
 
 
 def _may_be_asked(cell: tuple[str | None, ...], axes: Mapping[str, list[str]]) -> bool:
@@ -222,10 +226,10 @@ def tallied(batches: Iterable[pa.Table], axes: Iterable[str]) -> dict[Cell, Tall
     """Samples made and accepted by cell. batches: of a samples table, with the axes' columns and `outcome`."""
     names, found = list(axes), dict[Cell, Tally]()
     for batch in batches:
-        for row in batch.group_by([*names, "outcome"]).aggregate([([], "count_all")]).to_pylist():
-            cell, count = tuple(row[name] for name in names), row["count_all"]
+        for (*words, outcome), count in counted(batch, [*names, "outcome"]).items():
+            cell = tuple(words)
             made, accepted = found.get(cell, Tally())
-            found[cell] = Tally(made + count, accepted + count * (row["outcome"] == records.ACCEPTED))
+            found[cell] = Tally(made + count, accepted + count * (outcome == records.ACCEPTED))
     return found
 
 

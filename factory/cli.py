@@ -187,11 +187,22 @@ def export(
 def plan(
     run: RunOption,
     count: Annotated[int | None, typer.Option("--count", help="Samples to plan.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and their cost; write nothing.")] = False,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", help="Estimate for a cluster's YAML (see `factory size`).")
+    ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Decide every sample, its id and its seed, before any is made."""
-    _step(run, recipe, [*(set_ or []), *([] if count is None else [f"plan.count={count}"])], "plan")
+    """Decide every sample, its id and its seed, before any is made; again once they are made, for what is short."""
+    overrides = [*(set_ or []), *([] if count is None else [f"plan.count={count}"])]
+    on = None if cluster is None else str(cluster)
+    if not dry_run:
+        return _step(run, recipe, overrides, "plan", table=True, cluster=on)
+    from factory import line
+    from factory.run import Run
+
+    line.preview(Run(run), _recipe(run, recipe, overrides), on, typer.echo)
 
 
 @app.command()
@@ -239,13 +250,15 @@ def release(
     _step(run, recipe, set_, "release", out)
 
 
-def _step(uri: str, named: str | None, overrides: list[str] | None, verb: str, *arguments: object) -> None:
+def _step(
+    uri: str, named: str | None, overrides: list[str] | None, verb: str, *arguments: object, **options: object
+) -> None:
     """Runs one function of the line under the run's lock."""
     from factory import line
 
     recipe = _recipe(uri, named, overrides)
     with line.driving(uri, recipe, verb) as run:
-        getattr(line, verb)(run, recipe, *arguments, echo=typer.echo)
+        getattr(line, verb)(run, recipe, *arguments, echo=typer.echo, **options)
     typer.echo(f"done        {run.uri}")
 
 

@@ -80,61 +80,24 @@ def caption(run: Run, recipe: Recipe, echo: Echo = print) -> None:
         pipeline.caption(run, recipe, cluster.pools(resources, recipe), echo)
 
 
-def plan(run: Run, recipe: Recipe, echo: Echo = print) -> None:
-    """The plan table. Its fingerprint names its samples, so the same recipe on the same captions plans the same ids,
-    whatever the units that they are committed in."""
-    from factory.stages import plan as planning
-    from factory.tables import fingerprint_of
+def plan(run: Run, recipe: Recipe, echo: Echo = print, table: bool = False, cluster: str | None = None) -> None:
+    """The plan table, or its next round (`plan.max_rounds`). Its fingerprint names its samples, so the same recipe on
+    the same captions plans the same ids, whatever the units that they are committed in.
 
-    table, section = run.table("plan"), recipe.plan
-    looks, parents = ({}, {}) if section.generator == "class_conditional" else _looks(run, section.bank)
-    into_images = section.generator == "inpaint"
-    if into_images:
-        from factory.runtime import backgrounds
+    table: whether the cells are told, with their cost on the cluster of a YAML, `cluster`, or on the one at hand.
+    """
+    from factory.runtime import plan as pipeline
+    from factory.runtime.estimate import estimate
 
-        backgrounds.find(run, recipe, echo)
-        parents = parents | {"backgrounds": run.table("backgrounds").origin()}
-    real = None
-    if section.balance == "largest":
-        run.table("corpus").sealed()
-        real = planning.class_counts(run.table("corpus").read(["diagnosis", "split", "outcome"]))
-        parents = parents | {"corpus": run.table("corpus").origin()}
-    fingerprint = fingerprint_of(recipe, "plan", parents, {})
-    del fingerprint["plan.balance" if section.balance == "equal" else "plan.count"]  # what does not count, or is new
-    table.require(fingerprint)
-    named_by = {name: value for name, value in fingerprint.items() if name != "plan.unit_rows"}
-    rows = list(planning.plan_rows(section, records.digest(json.dumps(named_by, sort_keys=True)), looks, real))
-    if into_images:
-        rows = backgrounds.lay_under(run, rows)
-    parts = [rows[start : start + planning.PART_ROWS] for start in range(0, len(rows), planning.PART_ROWS)]
-    for part in table.missing(len(parts)):
-        table.commit(part, records.rows_to_table("plan", parts[part]), row_group_by="unit")
-    table.seal(len(parts), fingerprint, {name: run.table(name).digest() for name in parents})
-    cells = len({(row["diagnosis"], row["skin_type"]) for row in rows})
-    echo(f"plan        {len(rows)} rows in {rows[-1]['unit'] + 1} units over {cells} cells")
+    pipeline.plan(run, recipe, echo, estimate(run, recipe, cluster) if table else None)
 
 
-def _looks(run: Run, bank: str) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """The looks of each diagnosis in the run's captions, and the tables they come from (none without captions)."""
-    from factory.stages.plan import looks_of
+def preview(run: Run, recipe: Recipe, cluster: str | None = None, echo: Echo = print) -> None:
+    """What `plan` would plan, told and not written."""
+    from factory.runtime import plan as pipeline
+    from factory.runtime.estimate import estimate
 
-    captions, corpus = run.table("captions"), run.table("corpus")
-    if not captions.parts():
-        return {}, {}
-    captions.sealed()  # half of the captions would plan other samples than all of them
-    light = ["record_id", "diagnosis", "site", "modality", "vignette", "black_border", "split", "outcome"]
-    of = {
-        row["record_id"]: row
-        for row in corpus.read(light).to_pylist()
-        if row["outcome"] == records.ACCEPTED and row["split"] == "train" and row["diagnosis"] is not None
-    }
-    measured = ["record_id", "asymmetry", "border_irregularity", "colors", "relative_diameter", "outcome"]
-    known = [
-        of[row["record_id"]] | row
-        for row in captions.read(measured).to_pylist()
-        if row["outcome"] == records.ACCEPTED and row["asymmetry"] is not None and row["record_id"] in of
-    ]
-    return looks_of(known, bank), {"captions": captions.origin()}
+    pipeline.preview(run, recipe, estimate(run, recipe, cluster), echo)
 
 
 def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
@@ -393,7 +356,9 @@ def base_parents(recipe: Recipe) -> list[Any]:
 def status(run: Run) -> list[str]:
     """What a run holds: one line per table and per weights."""
     lines = [
-        f"{name:<10} sealed, {run.table(name).sealed().rows} rows" + _outcomes(run.table(name).counts())
+        f"{name:<10} sealed, {run.table(name).sealed().rows} rows"
+        + _outcomes(run.table(name).counts())
+        + _rounds(run, name)
         for name in run.tables()
     ]
     begun = sorted({path.split("/")[0] for path in run.store.list("") if "/part-" in path} - set(run.tables()))
@@ -402,6 +367,15 @@ def status(run: Run) -> list[str]:
     ]
     lines += [f"weights/{name}" for name in run.weights()]
     return lines or ["nothing yet; begin with `factory ingest`"]
+
+
+def _rounds(run: Run, name: str) -> str:
+    """How many rounds a plan has, where it has more than one."""
+    if name != "plan":
+        return ""
+    part = run.table(name).read_part(len(run.table(name).sealed().parts) - 1, ["round"])
+    last = max(part["round"].to_pylist(), default=0)
+    return f", in {last + 1} rounds" if last else ""
 
 
 def _outcomes(counts: dict[str, int]) -> str:

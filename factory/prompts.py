@@ -23,7 +23,7 @@ from factory.phantom import ASYMMETRY_LEVELS, BORDER_LEVELS, level
 
 # Words for the share of the view that a lesion's largest diameter takes, by the cuts of SIZE_LEVELS: of an image
 # without a scale no more can be said.
-SIZE_WORDS = ("small", "medium-sized", "large")
+SIZE_WORDS = taxonomy.LESION_SIZES
 SIZE_LEVELS = (0.40, 0.66)  # the terciles of the phantoms
 DARK_SHARE = 0.02  # of the view; more of it is seen as dark corners
 _MEASUREMENT = re.compile(

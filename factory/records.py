@@ -71,6 +71,7 @@ _PLAN = [
     ("box", pa.list_(pa.int32())),  # of a background in its parent: left, top and side in px
     ("seed", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("guidance", pa.float32()),
     ("num_inference_steps", pa.int32()), ("audit", pa.bool_()),
+    ("site", pa.string()), ("lesion_size", pa.string()),  # where there is a quota of each (plan.sites)
 ]  # fmt: skip
 
 # Scores are facts, whatever the verdict; a score that was not computed is null.
@@ -177,6 +178,23 @@ def sample_id(plan_fingerprint: str, index: int) -> str:
 def seed_of(identifier: str) -> int:
     """A 63-bit noise seed from an id."""
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") >> 1
+
+
+def sample_ids(plan_fingerprint: str, indices: range) -> np.ndarray:
+    """`sample_id` of many planned samples, (N,) of 32 bytes each."""
+    known = hashlib.sha256(json.dumps(["sample", plan_fingerprint])[:-1].encode() + b", ")
+    found = bytearray()
+    for index in indices:
+        each = known.copy()
+        each.update(b"%d]" % index)
+        found += each.digest()[:16]
+    return np.frombuffer(found.hex().encode(), dtype="S32")
+
+
+def seeds_of(identifiers: np.ndarray, salt: bytes = b"") -> np.ndarray:
+    """`seed_of(identifier + salt)` of many ids, (N,) int64; identifiers: (N,) of bytes."""
+    digests = b"".join([hashlib.sha256(identifier + salt).digest()[:8] for identifier in identifiers.tolist()])
+    return (np.frombuffer(digests, dtype=">u8") >> np.uint64(1)).astype(np.int64)
 
 
 def image_struct(data: bytes | None, path: str) -> dict[str, object] | None:

@@ -4,6 +4,7 @@
     RUN/samples/_MANIFEST.json        written last; readers open what it lists and nothing else
     RUN/.parts/samples/42.json        rows, bytes, sha256 and outcomes of part 42; spares reading it, can be rebuilt
     RUN/.parts/samples/_FINGERPRINT.json   what the table depends on, written before its first part
+    RUN/.parts/samples/_MANIFEST-0.json    the manifest of the first round, once a further one has replaced it
 
 The manifest is the only file beside the parts: `datasets.load_dataset(RUN/samples)` goes by the commonest suffix.
 
@@ -139,6 +140,9 @@ class Table:
     def _fingerprint_path(self) -> str:
         return f".parts/{self.name}/_FINGERPRINT.json"
 
+    def _predecessor_path(self, number: int) -> str:
+        return f".parts/{self.name}/_MANIFEST-{number}.json"
+
     def __repr__(self) -> str:
         return f"Table({self.store.uri}, {self.name})"
 
@@ -205,6 +209,8 @@ class Table:
         if last is not None:
             new = self._next_round(last, new)
         if new is not last:
+            if last is not None:  # what its successor names can then be looked up
+                self.store.replace(self._predecessor_path(len(last.predecessors)), last.to_json())
             self.store.replace(self.manifest_path, new.to_json())
         return new
 
@@ -329,7 +335,25 @@ class Table:
             manifest = self.sealed()
         except (UnsealedTable, DamagedTable) as error:
             return [str(error)]
-        return [problem for info in manifest.parts for problem in self._verify_part(info, manifest.schema)]
+        problems = [problem for info in manifest.parts for problem in self._verify_part(info, manifest.schema)]
+        return problems + list(self._verify_predecessors(manifest))
+
+    def _verify_predecessors(self, manifest: Manifest) -> Iterator[str]:
+        """Each earlier round is what its successor names, and its parts are still there as they were sealed."""
+        for number, digest in enumerate(manifest.predecessors):
+            where = f"{self.name}: predecessor {number} ({digest[:12]})"
+            try:
+                known = Manifest.from_json(self.store.read(self._predecessor_path(number)))
+            except FileNotFoundError:
+                yield f"{where} was removed; restore {self._predecessor_path(number)}"
+                continue
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                yield f"{where} cannot be trusted ({error}); restore {self._predecessor_path(number)}"
+                continue
+            if known.digest != digest or known.predecessors != manifest.predecessors[:number]:
+                yield f"{where} is not what {self.manifest_path} names; restore {self._predecessor_path(number)}"
+            elif known.parts != manifest.parts[: len(known.parts)]:
+                yield f"{where} lists other parts than {self.manifest_path}; restore {self.manifest_path}"
 
     def unlisted(self) -> list[int]:
         """Parts that no manifest lists: they are not part of the table, and that is no error."""

@@ -54,6 +54,8 @@ COLORS: tuple[str, ...] = ("light-brown", "dark-brown", "black", "blue-gray", "r
 # What a person may type for them on the command line.
 COLOR_ALIASES: dict[str, str] = {"brown": "dark-brown", "tan": "light-brown", "blue": "blue-gray", "gray": "blue-gray"}
 LEVELS: tuple[str, ...] = ("low", "medium", "high")
+# The share of the view that a lesion takes (see prompts.SIZE_LEVELS): of an image without a scale no more can be said.
+LESION_SIZES: tuple[str, ...] = ("small", "medium-sized", "large")
 # What can be said against a caption (quality/captions.py).
 CAPTION_FINDINGS: tuple[str, ...] = (
     "unsupported_measurement", "diagnosis_in_blind_caption", "contradicts_itself", "contradicts_measured",

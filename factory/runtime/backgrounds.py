@@ -6,6 +6,7 @@ Ray is enough up to some hundred thousand images, and what was found stays when 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from factory import records
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.units import Echo, fingerprint_in
-from factory.stages.backgrounds import COLUMNS, FindBackgrounds, attached, placed, prior_of
+from factory.stages.backgrounds import COLUMNS, FindBackgrounds, attached, check_skin_types, placed, prior_of
 from factory.tables import Table
 
 Row = dict[str, Any]
@@ -35,9 +36,17 @@ def find(run: Run, recipe: Recipe, echo: Echo = print) -> None:
 
 def lay_under(run: Run, rows: list[Row]) -> list[Row]:
     """Plan rows with mask, parents and box, from the run's sealed backgrounds."""
+    return layer(run)(rows)
+
+
+def layer(run: Run, cells: Iterable[tuple[str, ...]] = ()) -> Callable[[list[Row]], list[Row]]:
+    """`lay_under` for one who has many parts: the backgrounds are read once. cells: what will be asked; a ValueError
+    here if there is no background for one of their skin types."""
     known = run.table("backgrounds").read(["record_id", "diagnosis", "skin_type", "box", "shape", "outcome"])
-    backgrounds = known.to_pylist()
-    return list(placed(rows, backgrounds, prior_of(backgrounds)))
+    found = known.to_pylist()
+    prior = prior_of(found)
+    check_skin_types({cell[1] for cell in cells}, found)
+    return lambda rows: list(placed(rows, found, prior))
 
 
 def with_pixels(rows: list[Row], table: Table) -> list[Row]:

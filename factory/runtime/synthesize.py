@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,10 +13,12 @@ import pyarrow.compute as pc
 from factory import records
 from factory.models.placement import fingerprint, placement
 from factory.models.quantise import check_quantised
+from factory.progress import ProgressLine
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.backgrounds import with_pixels
 from factory.runtime.cluster import Pools
+from factory.runtime.estimate import MADE
 from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
 
 if TYPE_CHECKING:
@@ -47,8 +50,18 @@ def synthesize(
     stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
     table.require(made_of)
     with gate if table.missing(units) else nullcontext():
-        fill(table, units, made_of, plan.sealed().rows, "synthesize", echo, stage)
+        made = fill(table, units, made_of, plan.sealed().rows, "synthesize", echo, stage)
+    _tell(run, made, pools)
     table.seal(units, made_of, {"plan": plan.digest()})
+
+
+def _tell(run: Run, made: ProgressLine, pools: Pools) -> None:
+    """Writes how long what was made took, for the estimate of what is planned next."""
+    rows = sum(made.counts.values())
+    if rows:
+        with run.events() as events:
+            seconds = time.monotonic() - made.started
+            events.write(MADE, step="synthesize", rows=rows, seconds=round(seconds, 3), actors=pools.synthesize)
 
 
 class SynthesizeUnit(UnitStage):

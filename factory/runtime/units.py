@@ -34,8 +34,9 @@ def fill(
     word: str,
     echo: Echo,
     pool: Callable[[Sequence[int]], Iterator[dict[str, Any]]],
-) -> None:
-    """Makes the units that a table lacks, with a progress line. Refused if its other units were made otherwise."""
+) -> ProgressLine:
+    """Makes the units that a table lacks, with a progress line. Refused if its other units were made otherwise.
+    Returns the line, which has counted what was made."""
     table.require(fingerprint)
     missing = table.missing(num_units)
     line = ProgressLine(word, total, done=_rows_done(table, num_units, missing, total), echo=echo)
@@ -46,6 +47,7 @@ def fill(
     line.end()
     if stopped:  # said after what was in flight is committed: nothing that was made is lost
         raise Stopped(stopped)
+    return line
 
 
 def _rows_done(table: Table, num_units: int, missing: Sequence[int], total: int) -> int:

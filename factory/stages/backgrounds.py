@@ -14,7 +14,7 @@ that nobody outlined is taken for skin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,12 +72,8 @@ def placed(planned: Iterable[Row], backgrounds: Sequence[Row], prior: ShapePrior
     Raises ValueError, before the first row, if the plan asks for a skin type of which there is no background.
     """
     rows = list(planned)
-    usable = sorted((row for row in backgrounds if row["outcome"] == records.ACCEPTED), key=lambda r: r["record_id"])
-    by_type: dict[str | None, list[Row]] = {None: usable}
-    for row in usable:
-        if row["skin_type"] is not None:
-            by_type.setdefault(row["skin_type"], []).append(row)
-    _check(rows, by_type)
+    by_type = _usable(backgrounds)
+    check_skin_types({row["skin_type"] for row in rows}, backgrounds)
     for row in rows:
         choice = by_type[row["skin_type"]]
         background = choice[records.seed_of(row["sample_id"] + "background") % len(choice)]
@@ -89,9 +85,20 @@ def placed(planned: Iterable[Row], backgrounds: Sequence[Row], prior: ShapePrior
         }  # fmt: skip
 
 
-def _check(rows: Sequence[Row], by_type: Mapping[str | None, Sequence[Row]]) -> None:
-    asked = {row["skin_type"] for row in rows}
-    lacking = sorted(str(name or "any") for name in asked if not by_type.get(name))
+def _usable(backgrounds: Sequence[Row]) -> dict[str | None, list[Row]]:
+    """Accepted backgrounds by skin type; None for all of them."""
+    usable = sorted((row for row in backgrounds if row["outcome"] == records.ACCEPTED), key=lambda r: r["record_id"])
+    by_type: dict[str | None, list[Row]] = {None: usable}
+    for row in usable:
+        if row["skin_type"] is not None:
+            by_type.setdefault(row["skin_type"], []).append(row)
+    return by_type
+
+
+def check_skin_types(asked: Iterable[str | None], backgrounds: Sequence[Row]) -> None:
+    """Raises ValueError if there is no background of a skin type that is asked for."""
+    by_type = _usable(backgrounds)
+    lacking = sorted(str(name or "any") for name in set(asked) if not by_type.get(name))
     if lacking:
         there = ", ".join(sorted(name for name in by_type if name)) or "none"
         raise ValueError(

@@ -1,26 +1,28 @@
 """The plan: what each sample will be, decided before anything is made.
 
-Quotas are equal over the cells (diagnosis, skin type), or lift every diagnosis to the largest one of the corpus's
-training split (`plan.balance: largest`, DerMAE, arXiv 2602.19848), spread over the skin types. A sample's looks
-(asymmetry, border, colours) are drawn from what its diagnosis looks like in the corpus's own captions, so that the
-prompts stay inside what the generator has seen. A generator by class is asked for the diagnosis alone: of the skin
-types it has only the quotas. Ids and seeds are functions of (plan fingerprint, index), and the plan is cut into
-numbered units, the grain of commit and of retry.
+How many there are of each cell is `stages/quotas`' matter. A sample's looks (asymmetry, border, colours) are drawn from
+what its diagnosis looks like in the corpus's own captions, so that the prompts stay inside what the generator has seen.
+A generator by class is asked for the diagnosis alone: of the rest of a cell it has only the quotas. Ids and seeds are
+functions of (fingerprint, index), and each round of the plan is cut into numbered units, the grain of commit and of
+retry. Letters: N rows, K cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from factory import records, taxonomy
 from factory.prompts import Attributes, Surroundings, prompt_for
 from factory.recipe import PlanSection
+from factory.stages.quotas import Cell, quotas
 
+Ints = NDArray[np.int64]
 PART_ROWS = 65_536
 UNIT_BYTES = 64 * 2**20
 MIN_UNIT_ROWS, MAX_UNIT_ROWS = 64, 1024
@@ -47,50 +49,6 @@ def unit_rows(section: PlanSection, count: int | None = None) -> int:
     return int(np.clip(min(held, rows // MIN_UNITS), MIN_UNIT_ROWS, MAX_UNIT_ROWS))
 
 
-def quotas(section: PlanSection, real: Mapping[str, int] | None = None) -> dict[tuple[str, str], int]:
-    """Samples per cell (diagnosis, skin type): equal, the remainder to the first cells; or, for balance `largest`, as
-    many per diagnosis as bring it to the largest of `real` (images of the training split by diagnosis)."""
-    if section.balance == "largest":
-        return _lifting(section, real or {})
-    cells = [(d, s) for d in section.diagnoses for s in section.skin_types]
-    each, rest = divmod(section.count, len(cells))
-    return {cell: each + (number < rest) for number, cell in enumerate(cells)}
-
-
-def _lifting(section: PlanSection, real: Mapping[str, int]) -> dict[tuple[str, str], int]:
-    """What every diagnosis lacks. A remainder goes to the skin types that the last one did not reach, so that their
-    totals, too, differ by one at most."""
-    missing = [diagnosis for diagnosis in section.diagnoses if not real.get(diagnosis)]
-    if missing:
-        raise ValueError(
-            f"plan.diagnoses must be in the corpus's training split for plan.balance largest, got none of "
-            f"{', '.join(missing)}; ingest some or leave it out."
-        )
-    lacking = {diagnosis: max(real.values()) - real[diagnosis] for diagnosis in section.diagnoses}
-    if not any(lacking.values()):
-        raise ValueError(
-            f"plan.balance largest must have a class to lift, got {max(real.values())} images of each of "
-            f"{', '.join(section.diagnoses)}; choose equal and a count."
-        )
-    types, turn = section.skin_types, 0
-    found: dict[tuple[str, str], int] = {}
-    for diagnosis, count in lacking.items():
-        each, rest = divmod(count, len(types))
-        more = {types[(turn + step) % len(types)] for step in range(rest)}
-        found |= {(diagnosis, skin_type): each + (skin_type in more) for skin_type in types}
-        turn += rest
-    return found
-
-
-def class_counts(corpus: pa.Table) -> dict[str, int]:
-    """Accepted training images by diagnosis, of those that can be generated. corpus: with its `diagnosis`, `split` and
-    `outcome`."""
-    kept = pc.and_(pc.equal(corpus["split"], "train"), pc.equal(corpus["outcome"], records.ACCEPTED))
-    found = corpus.filter(kept)["diagnosis"].value_counts().to_pylist()
-    counts = {row["values"]: row["counts"] for row in found}
-    return {name: counts[name] for name in taxonomy.DIAGNOSES if name in counts}
-
-
 def looks_of(captions: Sequence[Mapping[str, Any]], bank: str = "standard") -> dict[str, list[Look]]:
     """The looks that each diagnosis has in a corpus, from caption rows with their `diagnosis`, and for the extended
     bank with what else their corpus rows say."""
@@ -110,52 +68,160 @@ def plan_rows(
     looks: Mapping[str, Sequence[Look]],
     real: Mapping[str, int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the plan table, in order of index: cells are interleaved so that every unit holds all of them.
-    real: see `quotas`."""
-    counts = quotas(section, real)
-    cells = _interleaved(counts) if section.balance == "equal" else _proportional(counts)
-    audits = _audits(section, fingerprint, len(cells))
-    per_unit = unit_rows(section, len(cells))
-    for index, (diagnosis, skin_type) in enumerate(cells):
-        identifier = records.sample_id(fingerprint, index)
-        by_class = section.generator == "class_conditional"
-        prompt = diagnosis if by_class else _prompt(identifier, diagnosis, skin_type, looks, section.bank)
-        yield {
-            "sample_id": identifier, "unit": index // per_unit, "index": index, "round": 0, "retry_of": None,
-            "generator": section.generator, "diagnosis": diagnosis, "skin_type": skin_type, "prompt": prompt,
-            "text_length": len(prompt.split()), "mask": None, "parents": [], "seed": records.seed_of(identifier),
-            "box": None, "width": section.size, "height": section.size, "guidance": section.guidance,
-            "num_inference_steps": section.num_inference_steps, "audit": identifier in audits,
-        }  # fmt: skip
+    """The rows of a plan of one round, in order of index. real: see `quotas`."""
+    for part in plan_tables(section, fingerprint, quotas(section, real), looks):
+        yield from part.to_pylist()
 
 
-def _interleaved(counts: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
-    rounds = max(counts.values())
-    return [cell for turn in range(rounds) for cell, count in counts.items() if turn < count]
+class Start(NamedTuple):
+    """Where a round goes on: its number, and its first row's index and unit."""
+
+    round: int = 0
+    first_index: int = 0
+    unit: int = 0
 
 
-def _proportional(counts: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
-    """Cells of very different counts, each spread evenly over the whole plan."""
-    places = [((turn + 0.5) / count, number, cell) for number, (cell, count) in enumerate(counts.items())
-              for turn in range(count)]  # fmt: skip
-    return [cell for _, _, cell in sorted(places)]
+BEGINNING = Start()
 
 
-def _audits(section: PlanSection, fingerprint: str, count: int) -> frozenset[str]:
-    """The samples carried to the end ungated: those whose ids sort first, which is as good as a draw."""
-    wanted = min(count, max(section.audit_min, round(section.audit_share * count)))
-    return frozenset(sorted(records.sample_id(fingerprint, index) for index in range(count))[:wanted])
+def plan_tables(
+    section: PlanSection,
+    fingerprint: str,
+    counts: Mapping[Cell, int],
+    looks: Mapping[str, Sequence[Look]],
+    start: Start = BEGINNING,
+    retried: Mapping[Cell, Sequence[str]] | None = None,
+) -> Iterator[pa.Table]:
+    """The rows of one round under the plan's schema, in order of index and in parts of `PART_ROWS`. Cells are
+    interleaved, so that every unit holds all that it can.
+
+    counts: rows by cell; retried: ids of failed samples by cell, which as many of its first rows name as `retry_of`.
+    """
+    cells = [cell for cell, count in counts.items() if count]
+    order = _order(np.array([counts[cell] for cell in cells]), section.balance)  # (N,) numbers of cells
+    identifiers = records.sample_ids(fingerprint, range(start.first_index, start.first_index + len(order)))
+    audits = _audits(section, identifiers, start.round)
+    prompts = _Prompts(section, cells, looks)
+    again = _first_rows(order, [list((retried or {}).get(cell, ())) for cell in cells])
+    per_unit = unit_rows(section, len(order))
+    for first in range(0, len(order), PART_ROWS):
+        span = slice(first, min(first + PART_ROWS, len(order)))
+        places = np.arange(span.start, span.stop)
+        found, seeds = _planned(section, cells, order[span], prompts, identifiers[span])
+        yield _table(
+            found | {
+                "sample_id": pa.array(identifiers[span]).cast(pa.string()),
+                "unit": start.unit + places // per_unit, "index": start.first_index + places,
+                "round": np.full(len(places), start.round), "seed": seeds,
+                "retry_of": [again.get(place) for place in places.tolist()],
+                "audit": audits[span],
+            },
+            len(places),
+        )  # fmt: skip
 
 
-def _prompt(identifier: str, diagnosis: str, skin_type: str, looks: Mapping[str, Sequence[Look]], bank: str) -> str:
-    """A look of this diagnosis, drawn by the sample's own id; without any in the corpus, the diagnosis alone."""
-    known = looks.get(diagnosis, ())
-    if not known:
-        return prompt_for(diagnosis, skin_type, bank=bank)
-    look = known[records.seed_of(identifier + "look") % len(known)]
-    return prompt_for(
-        diagnosis, skin_type, look.asymmetry, look.border, look.colors, bank=bank, surroundings=look.surroundings
-    )
+def _planned(
+    section: PlanSection, cells: Sequence[Cell], order: Ints, prompts: _Prompts, identifiers: NDArray[Any]
+) -> tuple[dict[str, Any], Ints]:
+    """What is asked of each row, and its seed."""
+    same = {
+        "generator": section.generator, "width": section.size, "height": section.size, "guidance": section.guidance,
+        "num_inference_steps": section.num_inference_steps,
+    }  # fmt: skip
+    axes = {axis: [cell[number] for cell in cells] for number, axis in enumerate(section.axes())}
+    found: dict[str, Any] = {name: pa.repeat(value, len(order)) for name, value in same.items()}
+    found |= {axis: pa.array(words, pa.string()).take(pa.array(order)) for axis, words in axes.items()}
+    found["prompt"], found["text_length"] = prompts.of(order, identifiers)
+    return found, records.seeds_of(identifiers)
+
+
+def _table(columns: Mapping[str, Any], rows: int) -> pa.Table:
+    """Columns under the plan's schema; what is not given is null, and no row has parents yet."""
+    nothing = pa.ListArray.from_arrays(np.zeros(rows + 1, dtype=np.int32), pa.array([], pa.string()))
+    given = {"parents": nothing} | dict(columns)
+    arrays = []
+    for field in records.PLAN:
+        column = given.get(field.name)
+        known = column if isinstance(column, pa.Array) else pa.array(column) if column is not None else None
+        arrays.append(pa.nulls(rows, field.type) if known is None else known.cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=records.PLAN)
+
+
+def _order(counts: Ints, balance: str) -> Ints:
+    """The cell of each row, (N,): in turns where an equal plan's cells differ by one at most, else each cell spread
+    evenly over the whole plan. counts: (K,) rows of each cell."""
+    numbers = np.repeat(np.arange(len(counts)), counts)
+    turns = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    in_turns = balance == "equal" and (not len(counts) or counts.max() - counts.min() <= 1)
+    places = turns if in_turns else (turns + 0.5) / np.repeat(counts, counts)
+    return numbers[np.lexsort((numbers, places))]
+
+
+def _first_rows(order: Ints, retried: Sequence[Sequence[str]]) -> dict[int, str]:
+    """Failed samples by the place of the row that is made in their stead: the first rows of their cell."""
+    found: dict[int, str] = {}
+    for number, failed in enumerate(retried):
+        if failed:
+            found |= dict(zip(np.flatnonzero(order == number).tolist(), failed, strict=False))
+    return found
+
+
+def _audits(section: PlanSection, identifiers: NDArray[Any], number: int) -> NDArray[np.bool_]:
+    """The samples carried to the end ungated, (N,): those whose ids sort first, which is as good as a draw. The least
+    number is the first round's; a further one adds the share of its own rows."""
+    count = len(identifiers)
+    wanted = min(count, max(section.audit_min if number == 0 else 0, round(section.audit_share * count)))
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.argsort(identifiers, kind="stable")[:wanted]] = True
+    return chosen
+
+
+class _Prompts:
+    """Prompts of cells, each worded once for each look that is drawn."""
+
+    def __init__(self, section: PlanSection, cells: Sequence[Cell], looks: Mapping[str, Sequence[Look]]) -> None:
+        self.section, self.cells = section, cells
+        numbers: dict[Look, int] = {}
+        self.looks_of = {
+            name: np.array([numbers.setdefault(look, len(numbers)) for look in looks.get(name, ())], dtype=np.int64)
+            for name in sorted({cell[0] for cell in cells})
+        }
+        self.looks = list(numbers)
+        self._known: dict[int, str] = {}
+
+    def of(self, order: Ints, identifiers: NDArray[Any]) -> tuple[pa.Array, pa.Array]:
+        """Prompts and their lengths in words, of rows whose cells are `order`, (N,); a look of the diagnosis is drawn
+        by the sample's own id, and without any in the corpus the diagnosis alone is asked for."""
+        drawn = np.full(len(order), -1, dtype=np.int64)
+        if self.looks:
+            seeds = records.seeds_of(identifiers, b"look")
+            for number, cell in enumerate(self.cells):
+                if len(known := self.looks_of[cell[0]]):
+                    own = order == number
+                    drawn[own] = known[seeds[own] % len(known)]
+        keys, which = np.unique(order * (len(self.looks) + 1) + drawn + 1, return_inverse=True)
+        texts = [self._worded(key) for key in keys.tolist()]
+        lengths = np.array([len(text.split()) for text in texts], dtype=np.int32)
+        return pa.array(texts, pa.string()).take(pa.array(which)), pa.array(lengths[which])
+
+    def _worded(self, key: int) -> str:
+        if key not in self._known:
+            number, look = divmod(key, len(self.looks) + 1)
+            self._known[key] = self._prompt(self.cells[number], self.looks[look - 1] if look else None)
+        return self._known[key]
+
+    def _prompt(self, cell: Cell, look: Look | None) -> str:
+        named = dict(zip(self.section.axes(), cell, strict=True))
+        diagnosis, skin_type = named["diagnosis"], named["skin_type"]
+        if self.section.generator == "class_conditional":
+            return diagnosis
+        asked = {field: named[axis] for axis, field in (("site", "site"), ("lesion_size", "size")) if axis in named}
+        bank, around = self.section.bank, look.surroundings if look else Surroundings()
+        around = replace(around, site=asked.get("site", around.site), size=asked.get("size", around.size))
+        if look is None:
+            return prompt_for(diagnosis, skin_type, bank=bank, surroundings=around)
+        levels = (look.asymmetry, look.border, look.colors)
+        return prompt_for(diagnosis, skin_type, *levels, bank=bank, surroundings=around)
 
 
 def sample_rows(

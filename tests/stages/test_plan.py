@@ -8,7 +8,8 @@ import pytest
 
 from factory import records, taxonomy
 from factory.recipe import PlanSection
-from factory.stages.plan import Look, looks_of, plan_rows, quotas, sample_rows, unit_rows
+from factory.stages.plan import Look, looks_of, plan_rows, sample_rows, unit_rows
+from factory.stages.quotas import quotas
 
 LOOKS = {"melanoma": [Look("high", "high", ("black", "red")), Look("medium", "high", ("black",))]}
 

@@ -12,7 +12,8 @@ import pytest
 from factory import line, records, taxonomy
 from factory.recipe import PlanSection, load
 from factory.run import Run
-from factory.stages.plan import class_counts, plan_rows, quotas, sample_rows, unit_rows
+from factory.stages.plan import plan_rows, sample_rows, unit_rows
+from factory.stages.quotas import class_counts, quotas
 
 # Tschandl, Rosendahl and Kittler 2018 (arXiv 1803.10417), Table 1, by our words.
 HAM10000 = {

@@ -53,7 +53,7 @@ def build_to_fall(weights: Path, section: LoraSection, diary: Path) -> FallsOnce
 
 @pytest.fixture(scope="module")
 def fitted(tiny_weights: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a fit that fell in its fifth step and was resumed from its fourth."""
+    """The directory of a fit that fell in its fifth step and was resumed from its last checkpoint."""
     from ray import cloudpickle
 
     from factory.runtime import train as on_ray
@@ -65,8 +65,9 @@ def fitted(tiny_weights: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fit_whose_worker_falls_goes_on_from_its_last_checkpoint(fitted: Path) -> None:
-    # Steps 1 to 4, the fifth that fell, and the fifth and sixth again: not all six again.
-    assert len((fitted / "diary").read_text().splitlines()) == 5 + 2
+    # Steps 1 to 4, the fifth that fell, and the fifth and sixth again: not all six again. A checkpoint travels while
+    # the fit goes on, so that of step 4 may not have arrived when the fifth fell; then it is from the third on.
+    assert len((fitted / "diary").read_text().splitlines()) in (5 + 2, 5 + 4)
     steps = [json.loads(row)["step"] for row in (fitted / "fit/metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6]
     assert list((fitted / "fit/tensorboard").glob("events.*"))

@@ -32,10 +32,18 @@ hypothesis.settings.load_profile("untimed")
 STARTS_RAY = {"test_jobs.py", "test_kill.py", "test_notebook.py", "test_corpus_scale.py", "test_bad_input.py"}
 
 
+# Of tests/runtime, what starts none and must not meet one that another test left running.
+WITHOUT_RAY = {
+    "test_fit_class_conditional.py", "test_fit_flux.py", "test_fit_inpaint.py", "test_fit_rows.py",
+    "test_plan_rounds.py", "test_weights_card.py",
+}  # fmt: skip
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """`ray` marks what starts Ray: it runs one after the other, since two Rays would starve each other."""
     with_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-    if with_ray or item.path.parent.name == "runtime" or item.path.name in STARTS_RAY:
+    of_runtime = item.path.parent.name == "runtime" and item.path.name not in WITHOUT_RAY
+    if with_ray or of_runtime or item.path.name in STARTS_RAY:
         item.add_marker(pytest.mark.ray)
 
 

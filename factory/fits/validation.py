@@ -6,6 +6,7 @@ numbers of workers are equal.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,12 +23,15 @@ _STEP = 2**31 - 1  # in the place of a step in the seed of the noise: no fit get
 
 
 class HeldOut:
-    """Validation of one fit on the first MAX_ROWS of its held-out examples, `batch_size` rows at a time."""
+    """Validation of one fit on the first MAX_ROWS of its held-out examples, at most `batch_size` rows at a time."""
 
     def __init__(self, examples: Examples, seed: int, batch_size: int, rank: int, world_size: int) -> None:
         self.examples, self.seed, self.rank, self.world_size = examples, seed, rank, world_size
-        rows = np.arange(min(len(examples), MAX_ROWS))
-        self.chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        ends = [*getattr(examples, "starts", [0])[1:], len(examples)]  # of buckets: a batch is of one
+        count, starts = min(len(examples), MAX_ROWS), [0]
+        while starts[-1] < count:
+            starts.append(min(starts[-1] + batch_size, count, next(end for end in ends if end > starts[-1])))
+        self.chunks = [np.arange(start, end) for start, end in itertools.pairwise(starts)]
 
     @torch.no_grad()
     def sums(self, module: nn.Module, device: torch.device) -> dict[str, float]:

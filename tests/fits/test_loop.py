@@ -314,6 +314,15 @@ def test_held_out_losses_do_not_depend_on_the_number_of_workers() -> None:
     assert alone["loss"] == pytest.approx(sum(part["loss"] for part in shared), rel=1e-6)
 
 
+def test_a_held_out_batch_is_of_one_bucket() -> None:
+    from factory.fits.validation import HeldOut
+
+    rows = Line(11)
+    rows.starts = np.array([0, 3, 9, 11])  # type: ignore[attr-defined]
+    chunks = [chunk.tolist() for chunk in HeldOut(rows, 0, 4, 0, 1).chunks]
+    assert chunks == [[0, 1, 2], [3, 4, 5, 6], [7, 8], [9, 10]]
+
+
 def test_a_fit_that_is_to_be_held_to_rows_that_are_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="validate_every must have held-out rows, got none; raise corpus.val_share"):
         train(FitLine(), STOPPING, tmp_path)

@@ -14,7 +14,6 @@ Letters: B samples, C latent channels, h and w latent sides, H and W pixels, K c
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -32,9 +31,10 @@ from factory.models import codec
 from factory.models.class_lora import fuse, load_adapter
 from factory.models.class_networks import Network, class_prediction, null_class, take_classes
 from factory.models.codec import Codec
-from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
+from factory.models.denoiser import Prediction, classifier_free_guidance
 from factory.models.latents import LatentStats
-from factory.models.loading import checked_directory, load_part, module_digest, tensor_bytes
+from factory.models.loading import checked_directory, load_part
+from factory.models.scheduled import Scheduled
 from factory.models.starter import checked_scheduler
 from factory.models.weights import LABELS_FILE, family_of, generator_digest, read_labels
 
@@ -43,7 +43,7 @@ PIPELINE_NULL = 1000  # the null class of `DiTPipeline`, whatever the number of 
 
 
 @dataclass
-class ClassConditionalDenoiser:
+class ClassConditionalDenoiser(Scheduled):
     """The class_conditional family of `Denoiser`. labels: the number of every class name; a class may have several."""
 
     network: Network
@@ -139,34 +139,11 @@ class ClassConditionalDenoiser:
         """The number of the null class."""
         return null_class(self.network)
 
-    @property
-    def prediction_type(self) -> PredictionType:
-        kind: PredictionType = self.scheduler.config.prediction_type
-        return kind
-
-    @cached_property
-    def alphas_cumprod(self) -> Tensor:
-        """(T,) float32, on the network's device."""
-        return self.scheduler.alphas_cumprod.to(self.network.device)
-
     @cached_property
     def digest(self) -> str:
         """Of the files it was loaded from, or of its tensors if it was made in memory."""
         known = [asdict(self.stats), self.prediction_type, sorted(self.labels.items())]
-        total = hashlib.sha256(json.dumps(known).encode())
-        total.update(tensor_bytes(self.alphas_cumprod))
-        for name, module in self._modules().items():
-            total.update(f"{name} {module_digest(module)}\n".encode())
-        return total.hexdigest()
-
-    @cached_property
-    def vae_digest(self) -> str:
-        """See `codec.vae_digest`."""
-        return codec.vae_digest(self.vae, self.stats)
-
-    def shift(self, width: int, height: int) -> float:
-        """1: a noise schedule of alpha bars is the same at every size."""
-        return 1.0
+        return self._tensors_digest(known)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w). A DiT has the positions of one size and draws no other."""
@@ -210,10 +187,6 @@ class ClassConditionalDenoiser:
 
     def _network(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         return class_prediction(self.network, latents, timesteps, condition[:, 0, 0].round().long())
-
-    def clean(self, latents: Tensor, timesteps: Tensor, prediction: Tensor) -> Tensor:
-        """Eq. 11, (B, C, h, w)."""
-        return clean_estimate(self.prediction_type, latents, prediction, self.alphas_cumprod[timesteps])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ Letters: B samples, h and w latent sides, L tokens, D token width, H and W pixel
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -33,10 +32,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from factory.models import codec
 from factory.models.codec import STATS_FILE, Codec
-from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
+from factory.models.denoiser import Prediction, classifier_free_guidance
 from factory.models.latents import LatentStats
-from factory.models.loading import checked_directory, load_part, module_digest, tensor_bytes
+from factory.models.loading import checked_directory, load_part
 from factory.models.lora import fuse, load_adapter
+from factory.models.scheduled import Scheduled
 from factory.models.starter import LATENT_CHANNELS, checked_scheduler
 from factory.models.weights import generator_digest
 
@@ -81,7 +81,7 @@ def _image_part(conv: nn.Conv2d, into: int, out_of: int) -> nn.Conv2d:
 
 
 @dataclass
-class InpaintDenoiser:
+class InpaintDenoiser(Scheduled):
     """The inpaint family of `Denoiser`.
 
     text_encoder_2, tokenizer_2: SDXL's, None for Stable Diffusion. stats: the whitening of a base's image latents.
@@ -173,34 +173,11 @@ class InpaintDenoiser:
             **{name: getattr(self, name) for name in XL_PARTS}, add_watermarker=False
         )
 
-    @property
-    def prediction_type(self) -> PredictionType:
-        kind: PredictionType = self.scheduler.config.prediction_type
-        return kind
-
-    @cached_property
-    def alphas_cumprod(self) -> Tensor:
-        """(T,) float32, on the U-Net's device."""
-        return self.scheduler.alphas_cumprod.to(self.unet.device)
-
     @cached_property
     def digest(self) -> str:
         """Of the files it was loaded from, or of its tensors if it was made in memory."""
         config = [self.stats.image_mean, self.stats.image_std, self.prediction_type, self.zero_empty, self.dilation]
-        total = hashlib.sha256(json.dumps(config).encode())
-        total.update(tensor_bytes(self.alphas_cumprod))
-        for name, module in self._modules().items():
-            total.update(f"{name} {module_digest(module)}\n".encode())
-        return total.hexdigest()
-
-    @cached_property
-    def vae_digest(self) -> str:
-        """That of the joint family on the same VAE: a segmenter of its image latents serves this one too."""
-        return codec.vae_digest(self.vae, self.stats)
-
-    def shift(self, width: int, height: int) -> float:
-        """1: a noise schedule of alpha bars is the same at every size."""
-        return 1.0
+        return self._tensors_digest(config)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         if width % self.factor or height % self.factor:
@@ -252,10 +229,6 @@ class InpaintDenoiser:
             return predicted(self.unet, latents, timesteps, condition, both, self.factor)
 
         return classifier_free_guidance(network, latents, timesteps, condition, guidance, unconditional)
-
-    def clean(self, latents: Tensor, timesteps: Tensor, prediction: Tensor) -> Tensor:
-        """Eq. 11, (B, 4, h, w)."""
-        return clean_estimate(self.prediction_type, latents, prediction, self.alphas_cumprod[timesteps])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:

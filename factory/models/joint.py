@@ -11,7 +11,6 @@ Letters: B samples, C = 8 latent channels, h and w latent sides, L tokens, D tok
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -26,11 +25,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from factory.models import codec
 from factory.models.codec import STATS_FILE, Codec, clip_states, decoded, scaled_modes
-from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
+from factory.models.denoiser import Prediction, classifier_free_guidance
 from factory.models.joint_loss import joint_loss
 from factory.models.latents import LatentStats, MaskHead, mask_to_vae_input
-from factory.models.loading import checked_directory, load_part, module_digest, tensor_bytes
+from factory.models.loading import checked_directory, load_part
 from factory.models.lora import check_fitted_for, fuse, load_adapter
+from factory.models.scheduled import Scheduled
 from factory.models.starter import (
     LATENT_CHANNELS,
     build_scheduler,
@@ -82,7 +82,7 @@ def widened(conv: nn.Conv2d, into: int, out_of: int) -> nn.Conv2d:
 
 
 @dataclass
-class JointDenoiser:
+class JointDenoiser(Scheduled):
     """The joint family of `Denoiser`: a widened U-Net with its codec, its text encoder and its mask head.
 
     Without a mask head the VAE decodes the mask, at the price of a second decode.
@@ -181,33 +181,10 @@ class JointDenoiser:
         parts: dict[str, nn.Module] = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
         return parts if self.mask_head is None else {**parts, "mask_head": self.mask_head}
 
-    @property
-    def prediction_type(self) -> PredictionType:
-        kind: PredictionType = self.scheduler.config.prediction_type
-        return kind
-
-    @cached_property
-    def alphas_cumprod(self) -> Tensor:
-        """(T,) float32, on the U-Net's device."""
-        return self.scheduler.alphas_cumprod.to(self.unet.device)
-
     @cached_property
     def digest(self) -> str:
         """Of the files it was loaded from, or of its tensors if it was made in memory."""
-        total = hashlib.sha256(json.dumps([asdict(self.stats), self.prediction_type]).encode())
-        total.update(tensor_bytes(self.alphas_cumprod))
-        for name, module in self._modules().items():
-            total.update(f"{name} {module_digest(module)}\n".encode())
-        return total.hexdigest()
-
-    @cached_property
-    def vae_digest(self) -> str:
-        """See `codec.vae_digest`."""
-        return codec.vae_digest(self.vae, self.stats)
-
-    def shift(self, width: int, height: int) -> float:
-        """1: a noise schedule of alpha bars is the same at every size."""
-        return 1.0
+        return self._tensors_digest([asdict(self.stats), self.prediction_type])
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         if width % self.factor or height % self.factor:
@@ -243,10 +220,6 @@ class JointDenoiser:
     def _network(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         dtype = self.unet.dtype
         return self.unet(latents.to(dtype), timesteps, condition.to(dtype), return_dict=False)[0].float()
-
-    def clean(self, latents: Tensor, timesteps: Tensor, prediction: Tensor) -> Tensor:
-        """Eq. 11, (B, 8, h, w)."""
-        return clean_estimate(self.prediction_type, latents, prediction, self.alphas_cumprod[timesteps])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:

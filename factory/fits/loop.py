@@ -200,7 +200,10 @@ class _Fit:
     def _preview(self, step: int) -> dict[str, float]:
         """The grid that was begun at the last such step is settled, always there, so that a fit stops at the same step
         however long a grid took; then the next one is begun."""
-        values = validation.whole_values(self.state) if self.worker.shard else {}
+        values: dict[str, Tensor] = {}
+        if self.worker.shard is not None:
+            with validation.averaged(self.state):
+                values = validation.whole_values(self.state)
         found = {"memorised": -1.0}
         if self.preview is not None and self.worker.rank == 0:
             if self.drawing is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from factory import records, taxonomy
 from factory.images import encode_mask, encode_png
 from factory.phantom import draw
+from factory.run import Run
 from factory.storage import open_store
 from factory.tables import Table
 
@@ -199,3 +200,16 @@ def write_lab(path: Path) -> None:
     (path / "lab").mkdir()
     for name, content in lab_results().items():
         (path / "lab" / f"{name}.json").write_text(json.dumps(content))
+
+
+def captioned_run(folder: Path, rows: list[dict[str, Any]]) -> Run:
+    """A run of these corpus rows and a caption for each, both sealed."""
+    found = Run(str(folder))
+    captions = [
+        {"record_id": row["record_id"], "caption": f"caption {k}", "captioner": "test", "outcome": "accepted"}
+        for k, row in enumerate(rows)
+    ]
+    for name, table in {"corpus": rows, "captions": captions}.items():
+        found.table(name).commit(0, records.rows_to_table(name, table))
+        found.table(name).seal(1, {"of": "test"}, {})
+    return found

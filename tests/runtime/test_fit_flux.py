@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_flux import LENGTH, save_pipeline
-from tiny_run import corpus_rows
+from tiny_run import captioned_run, corpus_rows
 
 from factory import recipe, records
 from factory.fits.flux import FitFluxLora
@@ -22,16 +22,9 @@ from factory.runtime import fit
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Eight phantoms, four of them for training, one of which has no mask, and their captions."""
-    found, rows = Run(str(tmp_path_factory.mktemp("run"))), corpus_rows(8, 32)
+    rows = corpus_rows(8, 32)
     rows[0]["mask"] = None
-    captions = [
-        {"record_id": row["record_id"], "caption": f"caption {k}", "captioner": "test", "outcome": "accepted"}
-        for k, row in enumerate(rows)
-    ]
-    for name, table in {"corpus": rows, "captions": captions}.items():
-        found.table(name).commit(0, records.rows_to_table(name, table))
-        found.table(name).seal(1, {"of": "test"}, {})
-    return found
+    return captioned_run(tmp_path_factory.mktemp("run"), rows)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_run import corpus_rows
+from tiny_run import captioned_run, corpus_rows
 from tiny_sdxl import save_pipeline
 
-from factory import recipe, records
+from factory import recipe
 from factory.fits.inpaint import FitInpaintLora
 from factory.fits.loop import train
 from factory.run import Run
@@ -20,16 +20,9 @@ from factory.runtime.weights import weights_of
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Eight phantoms, four of them for training, one of which has no mask, and their captions."""
-    found, rows = Run(str(tmp_path_factory.mktemp("run"))), corpus_rows(8, 32)
+    rows = corpus_rows(8, 32)
     rows[0]["mask"] = None
-    captions = [
-        {"record_id": row["record_id"], "caption": f"caption {k}", "captioner": "test", "outcome": "accepted"}
-        for k, row in enumerate(rows)
-    ]
-    for name, table in {"corpus": rows, "captions": captions}.items():
-        found.table(name).commit(0, records.rows_to_table(name, table))
-        found.table(name).seal(1, {"of": "test"}, {})
-    return found
+    return captioned_run(tmp_path_factory.mktemp("run"), rows)
 
 
 def asked(base: Path | str, *overrides: str) -> recipe.Recipe:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tiny_run import corpus_rows
+from tiny_run import captioned_run, corpus_rows
 from tiny_sd import save_pipeline
 
-from factory import recipe, records
+from factory import recipe
 from factory.fits.checkpoint import FREE
 from factory.fits.joint import FitLora
 from factory.fits.joint_arms import FitCascaded, FitPixel4
@@ -25,18 +25,11 @@ from factory.runtime import fit, licences
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Eight phantoms, four of them for training, of two licences and one without; the others are under a third."""
-    found, rows = Run(str(tmp_path_factory.mktemp("run"))), corpus_rows(8, 32)
+    rows = corpus_rows(8, 32)
     of_training = iter(["Apache-2.0", "CC-BY-4.0", "Apache-2.0", None])
     for row in rows:
         row["licence"] = next(of_training) if row["split"] == "train" else "CC-BY-NC-4.0"
-    captions = [
-        {"record_id": row["record_id"], "caption": f"caption {k}", "captioner": "test", "outcome": "accepted"}
-        for k, row in enumerate(rows)
-    ]
-    for name, table in {"corpus": rows, "captions": captions}.items():
-        found.table(name).commit(0, records.rows_to_table(name, table))
-        found.table(name).seal(1, {"of": "test"}, {})
-    return found
+    return captioned_run(tmp_path_factory.mktemp("run"), rows)
 
 
 @pytest.fixture(scope="module")

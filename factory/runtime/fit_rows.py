@@ -8,6 +8,7 @@ class_conditional    image, diagnosis           the image's middle square, its d
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from factory.run import Run
 from factory.runtime.encode import keys_in
 from factory.runtime.weights import generator_of
 
+NO_IMAGE, NO_MASK, NO_CAPTION = "no_image", "no_image_or_mask", "no_caption"  # why a row is not learnt from
 LIGHT = ["record_id", "diagnosis", "source", "split", "outcome"]
 
 
@@ -48,49 +50,61 @@ def classes_of(recipe: Recipe) -> list[str]:
 
 
 def objective(run: Run, recipe: Recipe) -> Any:
-    """The objective of the recipe's generator, on the training rows of a run and held to its validation rows."""
+    """The objective of the recipe's generator, on the training rows of a run and held to its validation rows. Its
+    `dropped` also counts the training rows that lack what the family needs."""
     from factory.fits import class_conditional, flux, inpaint, joint_arms
 
     section, base, size = recipe.fit.lora, generator_of(recipe), recipe.plan.size
-    own, light = _rows(run, recipe, "train")
+    own, light, lacking = _rows(run, recipe, "train")
     if not len(own.images):
         by_class = section.family == "class_conditional"
         parts = ("masks and " if reads_masks(recipe) else "") + ("diagnoses" if by_class else "captions")
         raise ValueError(f"fit lora must have training images with {parts}, got none; ingest and caption some.")
     held_out = _rows(run, recipe, "val")[0] if section.validate_every else None
     groups = [[str(value) for value in light[name].to_pylist()] for name in section.balance]
+    fitted: Any
     if section.family == "class_conditional":
-        return class_conditional.FitClassConditional(
+        fitted = class_conditional.FitClassConditional(
             base, own.images, own.prompts, section, size, classes_of(recipe), held_out, groups
         )
-    if section.family == "flux":
-        return flux.FitFluxLora(base, own.images, own.prompts, section, size, run.store, held_out, groups)
-    fitted = inpaint.FitInpaintLora if section.family == "inpaint" else joint_arms.fit_of
-    return fitted(base, own.images, own.masks, own.prompts, section, size, run.store, held_out, groups)
+    elif section.family == "flux":
+        fitted = flux.FitFluxLora(base, own.images, own.prompts, section, size, run.store, held_out, groups)
+    else:
+        made = inpaint.FitInpaintLora if section.family == "inpaint" else joint_arms.fit_of
+        fitted = made(base, own.images, own.masks, own.prompts, section, size, run.store, held_out, groups)
+    fitted.dropped.update(lacking)
+    return fitted
 
 
-def _rows(run: Run, recipe: Recipe, split: str) -> tuple[FitRows, pa.Table]:
-    """The rows of a split that hold all that the family needs, and their light columns."""
+def _rows(run: Run, recipe: Recipe, split: str) -> tuple[FitRows, pa.Table, Counter[str]]:
+    """The rows of a split that hold all that the family needs, their light columns, and how many do not, by reason."""
     corpus, encoder = run.table("corpus"), encoder_of(recipe)
     keys = None if encoder is None else keys_in(run, encoder.digest, reads_masks(recipe))
-    light = corpus.read(LIGHT if keys is not None else [*LIGHT, "image", "mask"])
-    kept = pc.and_(pc.equal(light["split"], split), pc.equal(light["outcome"], records.ACCEPTED))
-    prompts = _prompts(run, recipe, light.filter(kept))
-    rows = light.filter(kept)
+    rows = corpus.read(LIGHT if keys is not None else [*LIGHT, "image", "mask"])
+    rows = rows.filter(pc.and_(pc.equal(rows["split"], split), pc.equal(rows["outcome"], records.ACCEPTED)))
+    names, prompts = rows["record_id"].to_pylist(), _prompts(run, recipe, rows)
     if keys is not None:
-        has = [name in keys for name in rows["record_id"].to_pylist()]
+        seen = [name in keys for name in names]
     else:
         needed = ["image", "mask"] if reads_masks(recipe) else ["image"]
-        present = [pc.is_valid(pc.struct_field(rows[name], "bytes")) for name in needed]
-        has = (pc.and_(*present) if len(present) == 2 else present[0]).to_pylist()
-    has = [here and prompt is not _NONE for here, prompt in zip(has, prompts, strict=True)]
-    rows, prompts = rows.filter(pa.array(has)), [p for p, here in zip(prompts, has, strict=True) if here]
+        seen = [all(parts) for parts in zip(*(_present(rows[name]) for name in needed), strict=True)]
+    lacks = [
+        (NO_MASK if reads_masks(recipe) else NO_IMAGE) if not here else NO_CAPTION if prompt is _NONE else None
+        for here, prompt in zip(seen, prompts, strict=True)
+    ]
+    lacking = Counter(reason for reason in lacks if reason is not None)
+    has = [reason is None for reason in lacks]
+    rows, prompts = rows.filter(pa.array(has, pa.bool_())), [p for p, here in zip(prompts, has, strict=True) if here]
     if keys is not None:
         found = CachedImages(run.store, tuple(keys[name] for name in rows["record_id"].to_pylist()))
-        return FitRows(found, [None] * len(rows), prompts), rows
+        return FitRows(found, [None] * len(rows), prompts), rows, lacking
     images = pc.struct_field(rows["image"], "bytes").to_pylist()
     masks = pc.struct_field(rows["mask"], "bytes").to_pylist() if reads_masks(recipe) else [None] * len(rows)
-    return FitRows(images, masks, prompts), rows
+    return FitRows(images, masks, prompts), rows, lacking
+
+
+def _present(column: pa.ChunkedArray) -> list[bool]:
+    return list(pc.is_valid(pc.struct_field(column, "bytes")).to_pylist())
 
 
 _NONE = object()  # a row without a caption; a diagnosis that is not known is a reason of its own

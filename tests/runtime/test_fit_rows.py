@@ -15,6 +15,7 @@ from factory.fits.encoded import CachedImages, EncodedCache
 from factory.fits.loop import train
 from factory.run import Run
 from factory.runtime import encode, fit_rows
+from factory.tables import Table
 
 SIDE, COUNT = 32, 12
 FAMILIES = {
@@ -55,7 +56,7 @@ def asked(family: str) -> recipes.Recipe:
     return recipes.load(None, [*fields, *FAMILIES[family]])
 
 
-def encode_here(run: Run, recipe: recipes.Recipe) -> None:
+def encode_here(run: Run, recipe: recipes.Recipe, units: int = 2) -> None:
     """What the actors do, in this process."""
     encoder, masks = fit_rows.encoder_of(recipe), fit_rows.reads_masks(recipe)
     assert encoder is not None
@@ -65,7 +66,7 @@ def encode_here(run: Run, recipe: recipes.Recipe) -> None:
     import pyarrow.parquet as pq
 
     stage = encode.EncodePart(run.uri, encoder, encoder.digest, masks)
-    found, sink = stage(pa.table({"unit": [0, 1]})), io.BytesIO()
+    found, sink = stage(pa.table({"unit": list(range(units))})), io.BytesIO()
     pq.write_table(found, sink)
     run.store.replace(encode._index_path(run, encoder.digest, masks), sink.getvalue())
 
@@ -88,10 +89,11 @@ def test_a_fit_is_the_same_whether_its_images_were_encoded_before(
             encode_here(run, recipe)
             monkeypatch.setattr(type(fit_rows.encoder_of(recipe)), "__call__", not_again)
         objective = fit_rows.objective(run, recipe)
-        rows, _ = fit_rows._rows(run, recipe, "train")
+        rows, *_ = fit_rows._rows(run, recipe, "train")
         assert isinstance(rows.images, CachedImages) == (name == "before")
         train(objective, recipe.fit.lora, tmp_path / name)
         sizes.append((len(objective.examples), len(objective.held_out)))
+        assert objective.dropped == ({} if family == "class_conditional" else {fit_rows.NO_CAPTION: 1})
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         curves.append([(line["loss"], line["validation_loss"]) for line in lines])
     # Eight are for training, of which one has no caption; classes need none.
@@ -118,3 +120,34 @@ def test_diagnoses_and_sources_are_shown_equally_often(run: Run) -> None:
     shown = np.concatenate([groups.rows_of_step(0, step, 4) for step in range(10)])
     labels = objective.examples.labels[shown]
     assert (labels == 0).sum() == (labels == 1).sum() == 20
+
+
+def test_trap_9_no_worker_scans_the_images_to_know_its_rows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 9 of the trainers people use: one node opens every image for its metadata before the first step. Here the
+    scan is Ray Data's (`encode`), and what a worker reads of the corpus has no pixels in it."""
+    recipe = asked("joint")
+    encode_here(run, recipe)
+    read: list[str] = []
+    whole = Table.read
+
+    def noted(self: Table, columns: list[str] | None = None, **rest: object) -> object:
+        read.extend(columns or ["everything"])
+        return whole(self, columns, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Table, "read", noted)
+    objective = fit_rows.objective(run, recipe)
+    assert len(objective.examples) == 7 and set(read) == {*fit_rows.LIGHT, "caption"}
+
+
+def test_rows_without_a_mask_are_counted_where_masks_are_needed(run: Run, tmp_path: Path) -> None:
+    other = Run(str(tmp_path / "run"))
+    rows = run.table("corpus").read().to_pylist()
+    rows[0] |= {"mask": None, "split": "train"}
+    other.table("corpus").commit(0, records.rows_to_table("corpus", rows))
+    other.table("corpus").seal(1, {"of": "test"}, {})
+    other.table("captions").commit(0, run.table("captions").read())
+    other.table("captions").seal(1, {"of": "test"}, {"corpus": other.table("corpus").digest()})
+    for before in (False, True):
+        if before:
+            encode_here(other, asked("joint"), units=1)
+        assert fit_rows.objective(other, asked("joint")).dropped == {fit_rows.NO_MASK: 1, fit_rows.NO_CAPTION: 1}

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from factory import records, recipe
+from factory import recipe, records
 from factory.models.sleeping import DIGEST, SleepingDenoiser, save_gate
 from factory.recipe import Recipe
 from factory.run import Run, read_events
@@ -62,7 +62,7 @@ class SleepingUnit(SynthesizeUnit):
     """The actor of a node whose GPU is one by name. It writes down when it works on what."""
 
     def __init__(self, run_uri: str, *arguments: Any) -> None:
-        super().__init__(run_uri, *arguments[:-1], gpu=False)
+        super().__init__(run_uri, *(*arguments[:-1], False))  # the last is whether to draw on a GPU
         self.events = Run(run_uri).events()
 
     def stage(self) -> type[SynthesizeSamples]:

@@ -14,7 +14,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from factory.runtime.cluster import _kept_for_errors, quiet, settle
+from factory.runtime.cluster import STARTS, _kept_for_errors, quiet, settle
 
 HEAD_CPUS = 8  # logical; see `cluster.MIN_LOGICAL_CPUS`
 STORE_BYTES = 100 * 2**20  # of the object store of each node
@@ -35,25 +35,34 @@ class LocalNodes:
     def __enter__(self) -> Self:
         quiet()
         import ray
-        from ray.cluster_utils import Cluster
 
         if ray.is_initialized():
             raise ValueError("nodes must be started where no Ray is connected, got one; leave it first.")
+        for attempt in range(1, STARTS + 1):
+            try:
+                self._start()
+                return self
+            except BaseException as error:
+                self.__exit__(None, None, None)
+                if attempt == STARTS or "timed out during startup" not in str(error):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _start(self) -> None:
+        """All of it; Ray gives each node 30 seconds to start, and half a cluster is no use."""
+        import ray
+        from ray.cluster_utils import Cluster
+
         self._folder = tempfile.mkdtemp(prefix="nodes-")  # sockets live in it, so its path must be short
-        self._cluster = Cluster(shutdown_at_exit=True)
-        try:
-            with _kept_for_errors():
-                self._cluster.add_node(
-                    num_cpus=HEAD_CPUS, object_store_memory=STORE_BYTES, include_dashboard=False, temp_dir=self._folder,
-                    _system_config={"health_check_period_ms": 1000},  # a lost node is known in five seconds
-                )  # fmt: skip
-                ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-            settle()
-            self.grow_to(self._count)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+        self._nodes, self._cluster = [], Cluster(shutdown_at_exit=True)
+        with _kept_for_errors():
+            self._cluster.add_node(
+                num_cpus=HEAD_CPUS, object_store_memory=STORE_BYTES, include_dashboard=False, temp_dir=self._folder,
+                _system_config={"health_check_period_ms": 1000},  # a lost node is known in five seconds
+            )  # fmt: skip
+            ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        settle()
+        self.grow_to(self._count)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -61,8 +70,9 @@ class LocalNodes:
         import ray
 
         ray.shutdown()
-        with _kept_for_errors():
-            self._cluster.shutdown()
+        if self._cluster.head_node is not None:
+            with _kept_for_errors():
+                self._cluster.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,20 +101,16 @@ def carried_out(run: Run, wanted: Recipe, call_s: float, gate: Path) -> tuple[fl
     before."""
     pools = cluster.pools(cluster.resources(), wanted)
     digests = dict.fromkeys(("generator", "gate"), DIGEST)
-    with _gate_up(run, wanted, gate, pools):
+    with gate_up(run, wanted, gate, pools):
         started = time.time()
         paths = {"generator": str(call_s), "adapter": None}
-        synthesize(run, wanted, pools, digests, paths, _nothing(), lambda text: None, SleepingUnit)
+        synthesize(run, wanted, pools, digests, paths, nullcontext(), lambda text: None, SleepingUnit)
         return started, time.time()
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _gate_up(run: Run, wanted: Recipe, gate: Path, pools: cluster.Pools) -> Iterator[None]:
+def gate_up(run: Run, wanted: Recipe, gate: Path, pools: cluster.Pools) -> Iterator[None]:
+    """The run's gate answers."""
     serve.start_gate(run.uri, str(gate), DIGEST, wanted.gate, pools)
     try:
         yield
@@ -239,22 +235,21 @@ def measure(folder: Path, setting: Setting, echo: Echo = print) -> dict[str, Any
     gate = folder / "gate"
     save_gate(gate)
     wanted = recipe_of(setting, gate)
-    points, run = [], Run(str(folder))
-    with LocalNodes() as nodes:
-        for count in setting.nodes:
-            nodes.grow_to(count)
+    points: list[Point] = []
+    for count in setting.nodes:
+        with LocalNodes(count) as nodes:
             run = planned(folder / f"on-{count}", wanted)
             started, over = carried_out(run, wanted, setting.call_s, gate)
             points.append(point_of(run, count, started, over, setting.unit_rows))
             echo(told(compared(points)[-1]))
-        loss = _with_a_loss(nodes, planned(folder / "lost", wanted), run, wanted, setting, gate)
+            if count == setting.nodes[-1]:
+                loss = with_a_loss(nodes, planned(folder / "lost", wanted), run, wanted, setting, gate)
     echo(told_loss(loss))
     return {"setting": asdict(setting), "points": [asdict(point) for point in compared(points)], "loss": loss}
 
 
-def _with_a_loss(
-    nodes: LocalNodes, run: Run, calm: Run, wanted: Recipe, setting: Setting, gate: Path
-) -> dict[str, Any]:
+def with_a_loss(nodes: LocalNodes, run: Run, calm: Run, wanted: Recipe, setting: Setting, gate: Path) -> dict[str, Any]:
+    """The plan of `run` on nodes of which one is killed in the middle. calm: the same plan, undisturbed."""
     count, loss = len(nodes), LossOfANode(nodes, run, max(1, setting.units // 3))
     loss.start()
     try:

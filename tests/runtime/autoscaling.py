@@ -1,7 +1,7 @@
 """A cluster that grows and shrinks by itself, on one machine: Ray's fake multi-node provider behind a head of our own.
 
-Ray's `AutoscalingCluster` reads a file that its wheel lacks, and stops every Ray of the machine; this starts one head in
-a process group of its own and ends that group.
+Ray's `AutoscalingCluster` reads a file that its wheel lacks, and stops every Ray of the machine; this starts one head
+in a process group of its own and ends that group.
 """
 
 from __future__ import annotations

@@ -28,8 +28,7 @@ SETTING = Setting(count=48, unit_rows=4, call_s=0.1, calls=6, slots=4, nodes=(2,
 
 @pytest.fixture(scope="module", autouse=True)
 def _alone() -> Iterator[None]:
-    """These tests have Rays of their own: what is connected is left for good, and `ray_cluster`'s `connect` joins
-    whatever is there or starts anew."""
+    """These tests have Rays of their own, so the session's is ended; what comes after them needs none."""
     import ray
 
     ray.shutdown()
@@ -47,6 +46,52 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wanted(gate: Path) -> Any:
     return scaling.recipe_of(SETTING, gate)
+
+
+# ------------------------------------------------------------------------------------------------------ growing
+
+
+def test_nodes_come_for_the_work_and_go_when_it_is_done(
+    gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head without a GPU: the pool asks for as many actors as the cluster may grow to, and nothing else asks."""
+    import ray
+
+    wanted = scaling.recipe_of(SETTING, gate)
+    with growing_head(most=2, idle_minutes=0.1) as (address, config):
+        cluster.quiet()
+        ray.init(address, log_to_driver=False)
+        try:
+            cluster.settle()
+            assert (grown(), cluster.resources().gpus) == (0, 0)  # Ray does not say that it may grow
+            monkeypatch.setenv(cluster.CLUSTER, str(config))
+            assert cluster.resources().gpus == 2
+            run, seen, over = scaling.planned(tmp_path / "grown", wanted), set(), threading.Event()
+            watch = threading.Thread(target=lambda: watched(seen, over), daemon=True)
+            watch.start()
+            scaling.carried_out(run, wanted, SETTING.call_s, gate)
+            over.set()
+            watch.join()
+            assert max(seen) == 2
+            assert sum(run.table("samples").counts().values()) == SETTING.count
+            until(lambda: grown() == 0, "idle nodes must be given back")
+        finally:
+            ray.shutdown()
+
+
+def grown() -> int:
+    """Nodes beside the head."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) - 1
+
+
+def watched(seen: set[int], over: threading.Event) -> None:
+    while not over.wait(0.2):
+        seen.add(grown())
+
+
+# ------------------------------------------------------------------------------------------------------ two nodes
 
 
 @pytest.fixture(scope="module")
@@ -107,47 +152,6 @@ def test_a_node_that_is_lost_without_a_word_costs_what_it_held_and_nothing_else(
     # What the lost actor held, and what the other held when it was told to begin again.
     assert 0 < lost["units_redone"] <= 2 * 2
     assert Run(str(tmp_path / "lost")).verify() == []
-
-
-# ------------------------------------------------------------------------------------------------------ growing
-
-
-def test_nodes_come_for_the_work_and_go_when_it_is_done(two_nodes: LocalNodes, gate: Path, tmp_path: Path) -> None:
-    """A head without a GPU: the pool asks for as many actors as the cluster may grow to, and nothing else asks."""
-    import ray
-
-    two_nodes.__exit__(None, None, None)  # one Ray at a time
-    wanted = scaling.recipe_of(SETTING, gate)
-    with growing_head(most=2, idle_minutes=0.1) as address:
-        cluster.quiet()
-        ray.init(address, log_to_driver=False)
-        try:
-            cluster.settle()
-            until(lambda: cluster.resources().gpus == 2, "what the cluster may grow to must be known")
-            assert grown() == 0
-            run, seen, over = scaling.planned(tmp_path / "grown", wanted), set(), threading.Event()
-            watch = threading.Thread(target=lambda: watched(seen, over), daemon=True)
-            watch.start()
-            scaling.carried_out(run, wanted, SETTING.call_s, gate)
-            over.set()
-            watch.join()
-            assert max(seen) == 2 and len(scaling.spans_of(run)) >= 1
-            assert sum(run.table("samples").counts().values()) == SETTING.count
-            until(lambda: grown() == 0, "idle nodes must be given back")
-        finally:
-            ray.shutdown()
-
-
-def grown() -> int:
-    """Nodes beside the head."""
-    import ray
-
-    return sum(node["Alive"] for node in ray.nodes()) - 1
-
-
-def watched(seen: set[int], over: threading.Event) -> None:
-    while not over.wait(0.2):
-        seen.add(grown())
 
 
 # ------------------------------------------------------------------------------------------------------ the numbers

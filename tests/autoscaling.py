@@ -33,9 +33,9 @@ STORE_BYTES = 100 * 2**20
 
 
 @contextlib.contextmanager
-def growing_head(most: int, idle_minutes: float) -> Iterator[str]:
+def growing_head(most: int, idle_minutes: float) -> Iterator[tuple[str, Path]]:
     """A head with no GPU that may add up to `most` nodes of one GPU each, and takes them back once they were idle for
-    `idle_minutes`. Gives its address."""
+    `idle_minutes`. Gives its address and its configuration."""
     folder = Path(tempfile.mkdtemp(prefix="grow-"))
     port = free_port()
     address = f"127.0.0.1:{port}"
@@ -47,7 +47,7 @@ def growing_head(most: int, idle_minutes: float) -> Iterator[str]:
     )  # fmt: skip
     try:
         until(lambda: answers(port), f"the head must answer at {address}")
-        yield address
+        yield address, config
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGTERM)

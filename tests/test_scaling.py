@@ -23,7 +23,7 @@ from factory.runtime.scaling import Point, Setting, Span
 sys.path.insert(0, str(Path(__file__).parent))
 from autoscaling import growing_head, until
 
-SETTING = Setting(count=48, unit_rows=4, call_s=0.1, calls=6, slots=4, nodes=(2,))
+SETTING = Setting(count=48, unit_rows=4, call_s=0.3, calls=6, slots=4, nodes=(2,))
 
 
 @pytest.fixture(scope="module", autouse=True)

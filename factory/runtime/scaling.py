@@ -215,7 +215,7 @@ def loss_of(run: Run, calm: Run, rows: int) -> dict[str, Any]:
 
 
 class LossOfANode(threading.Thread):
-    """Kills a node once a third of the units are there."""
+    """Kills a node once `after` units are there and every node is at work on one, so that there is one to lose."""
 
     def __init__(self, nodes: LocalNodes, run: Run, after: int) -> None:
         super().__init__(name="loss", daemon=True)
@@ -224,10 +224,14 @@ class LossOfANode(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(LOOK_S):
-            if len(self.run_.table("samples").parts()) >= self.after:
+            if len(self.run_.table("samples").parts()) >= self.after and self._all_at_work():
                 self.killed_at = time.time()
                 self.nodes.lose()
                 return
+
+    def _all_at_work(self) -> bool:
+        actors = spans_of(self.run_).values()
+        return len(actors) == len(self.nodes) and all(spans[-1].ended is None for spans in actors)
 
 
 def measure(folder: Path, setting: Setting, echo: Echo = print) -> dict[str, Any]:

@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test check format pins clean
+.PHONY: setup demo scaling test check format pins clean
 
 setup: $(READY)
 
@@ -17,6 +17,10 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/factory demo --out runs/demo
+
+# One plan on 1, 2 and 4 local nodes, then with a node killed; into the report of runs/scaling.
+scaling: $(READY)
+	$(BIN)/python jobs/scaling.py --run runs/scaling
 
 # What starts Ray runs here, one after the other; the rest runs beside it and is told at the end.
 test: $(READY)

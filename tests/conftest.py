@@ -29,7 +29,9 @@ hypothesis.settings.load_profile("untimed")
 
 
 # Tests outside `tests/runtime` that start a Ray of their own, as a process of the command or of `ray`.
-STARTS_RAY = {"test_jobs.py", "test_kill.py", "test_notebook.py", "test_corpus_scale.py", "test_bad_input.py"}
+STARTS_RAY = {
+    "test_jobs.py", "test_kill.py", "test_notebook.py", "test_corpus_scale.py", "test_bad_input.py", "test_scaling.py",
+}  # fmt: skip
 
 
 # Of tests/runtime, what starts none and must not meet one that another test left running.

@@ -20,7 +20,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import LedoitWolf
 
 from factory.images import Mask
 
@@ -46,6 +45,8 @@ class Gaussian:
     @classmethod
     def fit(cls, described: Floats) -> Gaussian:
         """Of N masks, (N, D)."""
+        from sklearn.covariance import LedoitWolf  # seconds of imports, which every actor that draws would pay
+
         # In units of their own spread: shrinkage is towards equal variances, and an area's is not a lobe's.
         spread = np.maximum(described.std(axis=0), MIN_SPREAD)
         found = LedoitWolf().fit(described / spread)

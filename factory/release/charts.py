@@ -126,6 +126,34 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str) -> M
     return _svg("losses", "0 0 220 116", title, body)
 
 
+def scaling_curve(nodes: Sequence[int], rates: Sequence[float], title: str) -> Markup:
+    """Samples per second over nodes as dots on a curve; the dotted line is what each node would add if it added as
+    much as each of the first run's."""
+    if not nodes:
+        return Markup("")
+    most = max(nodes)
+    ideal = [rates[0] / nodes[0] * count for count in (0, most)]
+    top = max([*rates, ideal[1]]) or 1.0
+
+    def place(count: float, rate: float) -> tuple[float, float]:
+        return 36 + 182 * count / most, 92 - 84 * rate / top
+
+    (x1, y1), (x2, y2) = place(0, ideal[0]), place(most, ideal[1])
+    points = [place(count, rate) for count, rate in zip(nodes, rates, strict=True)]
+    body = (
+        '<line class="axis" x1="36" x2="218" y1="92" y2="92"/>'
+        f'<line class="reference" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+        f'<polyline class="curve" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+    )
+    for count, rate, (x, y) in zip(nodes, rates, points, strict=True):
+        body += (
+            f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{count}: {rate:.1f} per second</title>'
+            f'</circle><text x="{x:.1f}" y="107" text-anchor="middle">{count}</text>'
+        )
+    body += f'<text x="31" y="12" text-anchor="end">{top:.3g}</text><text x="31" y="95" text-anchor="end">0</text>'
+    return _svg("losses", "0 0 220 112", title, body)
+
+
 def _svg(kind: str, view_box: str, title: str, body: str, stretch: bool = False) -> Markup:
     fit = ' preserveAspectRatio="none"' if stretch else ""
     return Markup(

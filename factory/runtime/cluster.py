@@ -28,6 +28,7 @@ from factory.recipe import Recipe
 MIN_LOGICAL_CPUS = 8
 STARTS = 3  # attempts to start Ray here
 NO_PROGRESS_S = 300  # Ray Data's own limit is half an hour; nothing here is silent that long
+CLUSTER = "DERMAFACTORY_CLUSTER"  # in the environment: the YAML that the cluster was made from
 ACTOR_CPUS = 0.5  # logical; what an actor reserves, so that tasks always find a whole CPU
 
 
@@ -157,15 +158,17 @@ def gpu_memory() -> int | None:
 
 
 def resources() -> Resources:
-    """What the connected cluster has, or may grow to where it has an autoscaler.
+    """What the connected cluster has, or may grow to.
 
-    On one machine that cannot grow, cores are counted from the machine: Ray's are logical there.
+    Ray's own autoscaler does not tell a driver how far it may go, so the cluster's YAML says it where `CLUSTER` names
+    one; a Ray that does tell is believed. On one machine that cannot grow, cores are counted from the machine: Ray's
+    are logical there.
     """
     import ray
     from ray._private.state import state  # what Ray Train itself asks; there is no public name for it
 
     nodes, total = [node for node in ray.nodes() if node["Alive"]], ray.cluster_resources()
-    most = state.get_max_resources_from_cluster_config() or {}
+    most = may_grow_to() or state.get_max_resources_from_cluster_config() or {}
     grown = {name: max(total.get(name, 0), limit) for name, limit in most.items() if limit < sys.maxsize}
     if grown.get("CPU", 0) > total.get("CPU", 0) or len(nodes) > 1:
         cpus = int(grown.get("CPU") or total.get("CPU", 1))
@@ -173,6 +176,15 @@ def resources() -> Resources:
         cpus = os.cpu_count() or 1
     known = {**total, **grown}
     return Resources(cpus=cpus, gpus=int(known.get("GPU", 0)), memory=int(known.get("memory", 0)))
+
+
+def may_grow_to() -> dict[str, float]:
+    """What the YAML that the environment's `DERMAFACTORY_CLUSTER` names lets the cluster have, as Ray names it."""
+    path = os.environ.get(CLUSTER)
+    if not path:
+        return {}
+    limit = resources_of_yaml(path)
+    return {"CPU": limit.cpus, "GPU": limit.gpus, "memory": limit.memory}
 
 
 # ------------------------------------------------------------------------------------------------------ from a YAML

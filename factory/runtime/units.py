@@ -20,9 +20,11 @@ from factory.progress import ProgressLine, Stopped
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS
+from factory.runtime.losses import lost_actors_given_up
 from factory.tables import Table, fingerprint_of
 
 Echo = Callable[[str], None]
+IN_FLIGHT = 2  # units that an actor is given at once: the next one is there when the last one ends
 LIGHT_UNITS = 4  # per actor at least, where a unit takes less than the seconds of imports of one more process
 
 
@@ -121,20 +123,48 @@ def pool(
 ) -> Iterator[dict[str, Any]]:
     """Runs a stage on an actor pool over units, commits each, and yields what was committed.
 
-    An exception in a stage ends the run: a bad row is the stage's own business, and gets a reason there.
+    All actors are asked for at once: work begins with those that find room, an autoscaler sees what the others want,
+    and they join as it comes. Units of a machine that is gone for good are made by the actors that are left. An
+    exception in a stage ends the run: a bad row is the stage's own business, and gets a reason there.
     """
-    if not units:
-        return
+    left = dict.fromkeys(units)
+    while left:
+        with lost_actors_given_up(lambda: len(left), IN_FLIGHT) as watch:
+            try:
+                size = min(num_actors, -(-len(left) // units_per_actor))
+                for committed in _made(stage, arguments, size, list(left), commit, num_gpus):
+                    del left[committed["unit"]]
+                    yield committed
+            except Exception as error:
+                if not (watch.given_up and _of_an_actor(error)):
+                    raise
+
+
+def _of_an_actor(error: BaseException) -> bool:
+    """Whether an actor's death is what ended a pipeline."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(error, RayActorError) or isinstance(error.__cause__, RayActorError)
+
+
+def _made(
+    stage: type[UnitStage],
+    arguments: tuple[Any, ...],
+    num_actors: int,
+    units: Sequence[int],
+    commit: CommitTable,
+    num_gpus: float,
+) -> Iterator[dict[str, Any]]:
+    """`pool` on as many actors as are said, once."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    num_actors = min(num_actors, -(-len(units) // units_per_actor))
     dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
     made = dataset.map_batches(
         stage,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
         fn_constructor_args=arguments,
         num_cpus=ACTOR_CPUS,
         num_gpus=num_gpus or None,

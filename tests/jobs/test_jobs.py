@@ -25,7 +25,7 @@ from factory.cli import app
 from factory.run import Run
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-SCRIPTS = sorted(path for path in JOBS.glob("*.py") if path.stem != "fit_starter")
+SCRIPTS = sorted(path for path in JOBS.glob("*.py") if path.stem not in {"fit_starter", "scaling"})
 RAY = Path(sys.executable).parent / "ray"
 PATIENCE_S = 300.0  # seconds on a quiet machine; a loaded one may take minutes
 ATTEMPTS = 3  # to start a head

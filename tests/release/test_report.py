@@ -16,6 +16,7 @@ from tiny_run import HOSTILE, TinyRun, build, write_lab
 
 from factory import records
 from factory.lab import truth
+from factory.release import charts
 from factory.release.collect import COMMANDS, ReportInputs
 from factory.release.provenance import RunFacts
 from factory.release.report import build_report, collect, write_report
@@ -250,3 +251,31 @@ def test_what_the_labs_own_functions_return_is_understood(run: TinyRun) -> None:
     good = gate["recall"]["trials"]
     assert f"recall {good} {good} 100.0%" in words and f"precision {good} 40" in words
     assert "asymmetry 24 100.0%" in words
+
+
+def test_what_scaling_measured_is_told_and_a_run_without_it_has_no_such_section(run: TinyRun) -> None:
+    point = {"nodes": 1, "samples": 96, "all_busy_s": 4.0, "seconds": 30.0, "rate": 3.2, "steady_rate": 4.0,
+             "efficiency": 1.0, "steady_efficiency": 1.0}  # fmt: skip
+    four = point | {"nodes": 4, "steady_rate": 15.5, "steady_efficiency": 0.96875}
+    loss = {
+        "nodes": 4, "killed_s": 7.5, "units": 12, "units_redone": 2, "samples_redone": 16, "planned": 96,
+        "accepted": 80, "rejected": 16, "failed": 0, "counts_add_up": True, "once_each": True, "same_bytes": True,
+    }  # fmt: skip
+    setting = {"count": 96, "call_s": 0.1, "calls": 10}
+    inputs = collect(run.path)
+    assert "Scaling" not in Page(build_report(inputs)).text
+    found = {"setting": setting, "points": [point, four], "loss": loss}
+    page = Page(build_report(replace(inputs, scaling=found)))
+    assert "Scaling" in page.text and "96.9%" in page.text
+    assert "2 of 12 units (16 samples) were made twice" in page.words
+    assert "every byte is that of the undisturbed run" in page.words
+    broken = Page(build_report(replace(inputs, scaling=found | {"loss": loss | {"once_each": False}})))
+    assert "Some samples are missing or there twice." in broken.words
+
+
+def test_a_scaling_curve_draws_the_ideal_through_its_first_point() -> None:
+    drawn = str(charts.scaling_curve([1, 2, 4], [4.0, 8.0, 12.0], "rates"))
+    # 36 + 182 of the width at 4 nodes; 16 per second is the ideal there and the top, so 12 is three quarters up.
+    assert 'x2="218.0" y2="8.0"' in drawn
+    assert 'points="81.5,71.0 127.0,50.0 218.0,29.0"' in drawn
+    assert charts.scaling_curve([], [], "none") == ""

@@ -1,0 +1,285 @@
+"""How synthesis scales: the same plan on one, two and four nodes of this machine, and once more with a node killed.
+
+The pipeline is the real one: plan, actors, sampler, the gate on Ray Serve, commits. Only the network sleeps instead of
+computing, so that what several actors lose is the factory's doing and not the two cores' that they share. Each actor
+writes when it began and ended a unit into the run's events; all that is told here is counted from those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from factory import recipe, records
+from factory.models.sleeping import DIGEST, SleepingDenoiser, save_gate
+from factory.recipe import Recipe
+from factory.run import Run, read_events
+from factory.runtime import cluster, plan, serve
+from factory.runtime.nodes import LocalNodes
+from factory.runtime.synthesize import SynthesizeUnit, synthesize
+from factory.stages.synthesize import SynthesizeSamples
+
+Echo = Callable[[str], None]
+BEGUN, ENDED = "unit_begun", "unit_ended"
+GOAL = 0.95  # efficiency of N actors against one
+LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run. count: samples; unit_rows of them make a unit; call_s: seconds a call of the network takes; calls:
+    of a sample; slots: samples in a batch; nodes: on how many, in turn, the last of which is also where one is lost."""
+
+    count: int = 384
+    unit_rows: int = 16
+    call_s: float = 0.1
+    calls: int = 10
+    slots: int = 8
+    nodes: tuple[int, ...] = (1, 2, 4)
+
+    @property
+    def units(self) -> int:
+        return -(-self.count // self.unit_rows)
+
+
+class SleepingSamples(SynthesizeSamples):
+    """The stage with a network that sleeps; its weights are how long, in seconds."""
+
+    def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> SleepingDenoiser:  # type: ignore[override]
+        return SleepingDenoiser(float(str(weights)))
+
+
+class SleepingUnit(SynthesizeUnit):
+    """The actor of a node whose GPU is one by name. It writes down when it works on what."""
+
+    def __init__(self, run_uri: str, *arguments: Any) -> None:
+        super().__init__(run_uri, *(*arguments[:-1], False))  # the last is whether to draw on a GPU
+        self.events = Run(run_uri).events()
+
+    def stage(self) -> type[SynthesizeSamples]:
+        return SleepingSamples
+
+    def rows(self, unit: int) -> pa.Table:
+        self.events.write(BEGUN, unit=unit, actor=self.events.path, at=time.time())
+        made = super().rows(unit)
+        self.events.write(ENDED, unit=unit, actor=self.events.path, at=time.time())
+        return made
+
+
+def recipe_of(setting: Setting, gate: Path) -> Recipe:
+    """A gate that refuses masks of more than 0.6 of the image, a quarter of them, after half of the calls."""
+    return recipe.load(
+        "smoke",
+        [
+            f"plan.count={setting.count}", f"plan.unit_rows={setting.unit_rows}", "plan.audit_min=8",
+            f"plan.num_inference_steps={setting.calls}", f"synthesize.slots={setting.slots}",
+            "synthesize.dtype=float32", "synthesize.keep_rejected=none", f"gate.weights={gate}",
+            "gate.checkpoints=[0.5]", "gate.min_iou=0", "gate.min_area=0", "gate.max_area=0.6", "gate.min_solidity=0",
+        ],
+    )  # fmt: skip
+
+
+def planned(uri: Path, wanted: Recipe) -> Run:
+    """A run with its plan and nothing else."""
+    run = Run(str(uri))
+    run.write_header(wanted)
+    plan.plan(run, wanted, lambda text: None)
+    return run
+
+
+def carried_out(run: Run, wanted: Recipe, call_s: float, gate: Path) -> tuple[float, float]:
+    """The plan of a run on the nodes that are there; from when to when, in seconds of the clock. The gate is up
+    before."""
+    pools = cluster.pools(cluster.resources(), wanted)
+    digests = dict.fromkeys(("generator", "gate"), DIGEST)
+    with gate_up(run, wanted, gate, pools):
+        started = time.time()
+        paths = {"generator": str(call_s), "adapter": None}
+        synthesize(run, wanted, pools, digests, paths, nullcontext(), lambda text: None, SleepingUnit)
+        return started, time.time()
+
+
+@contextmanager
+def gate_up(run: Run, wanted: Recipe, gate: Path, pools: cluster.Pools) -> Iterator[None]:
+    """The run's gate answers."""
+    serve.start_gate(run.uri, str(gate), DIGEST, wanted.gate, pools)
+    try:
+        yield
+    finally:
+        serve.stop_gate(run.uri)
+
+
+# ------------------------------------------------------------------------------------------------------ what was seen
+
+
+@dataclass
+class Span:
+    """One unit on one actor; `ended` is None where the actor did not live to see it."""
+
+    unit: int
+    begun: float
+    ended: float | None = None
+
+
+def spans_of(run: Run) -> dict[str, list[Span]]:
+    """What each actor of a run worked on, in order."""
+    found: dict[str, list[Span]] = {}
+    for event in read_events(run.store):
+        if event["event"] == BEGUN:
+            found.setdefault(event["actor"], []).append(Span(event["unit"], event["at"]))
+        elif event["event"] == ENDED:
+            found[event["actor"]][-1].ended = event["at"]
+    return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run on so many nodes. Rates are samples per second; all_busy_s is from the start to when every actor has
+    begun its first unit; steady is counted from then to when the first of them has nothing left to do."""
+
+    nodes: int
+    samples: int
+    all_busy_s: float
+    seconds: float
+    rate: float
+    steady_rate: float
+    efficiency: float = field(default=1.0)
+    steady_efficiency: float = field(default=1.0)
+
+
+def point_of(run: Run, nodes: int, started: float, over: float, rows: int) -> Point:
+    """Counts an undisturbed run. rows: of a unit. A run on which an actor stayed without a unit is a ValueError."""
+    actors = list(spans_of(run).values())
+    if len(actors) != nodes:
+        raise ValueError(f"every node must get a unit, got {len(actors)} busy of {nodes}; plan more units.")
+    busy, idle = max(spans[0].begun for spans in actors), min(spans[-1].ended or over for spans in actors)
+    share = sum(_within(span, busy, idle) for spans in actors for span in spans)
+    samples = len(run.table("samples").read(["sample_id"]))
+    steady = share * rows / max(1e-9, idle - busy)
+    return Point(nodes, samples, busy - started, over - started, samples / (over - started), steady)
+
+
+def _within(span: Span, begin: float, end: float) -> float:
+    """The share of a unit that was made in a window."""
+    ended = span.ended if span.ended is not None else end
+    return max(0.0, min(ended, end) - max(span.begun, begin)) / max(1e-9, ended - span.begun)
+
+
+def compared(points: Sequence[Point]) -> list[Point]:
+    """The points with their efficiency against the first, per node."""
+    first = points[0]
+    return [
+        Point(
+            **asdict(point)
+            | {
+                "efficiency": point.rate / point.nodes / (first.rate / first.nodes),
+                "steady_efficiency": point.steady_rate / point.nodes / (first.steady_rate / first.nodes),
+            }
+        )
+        for point in points
+    ]
+
+
+def digests_of(run: Run) -> list[str]:
+    """SHA-256 of every committed part of the samples."""
+    table = run.table("samples")
+    paths = [table.part_path(info.part) for info in table.sealed().parts]
+    return [hashlib.sha256(run.store.read(path)).hexdigest() for path in paths]
+
+
+def loss_of(run: Run, calm: Run, rows: int) -> dict[str, Any]:
+    """What a run with a lost node came to, beside the undisturbed run of the same plan."""
+    begun = Counter(span.unit for spans in spans_of(run).values() for span in spans)
+    counts, made = run.table("samples").counts(), run.table("samples").read(["sample_id"])["sample_id"].to_pylist()
+    wanted = run.table("plan").read(["sample_id"])["sample_id"].to_pylist()
+    redone = sum(begun.values()) - len(begun)
+    return {
+        "planned": len(wanted), **{outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES},
+        "units_redone": redone, "samples_redone": redone * rows, "units": len(begun),
+        "counts_add_up": sum(counts.values()) == len(wanted),
+        "once_each": len(set(made)) == len(made) and sorted(made) == sorted(wanted),
+        "same_bytes": digests_of(run) == digests_of(calm),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ the runs
+
+
+class LossOfANode(threading.Thread):
+    """Kills a node once `after` units are there and every node is at work on one, so that there is one to lose."""
+
+    def __init__(self, nodes: LocalNodes, run: Run, after: int) -> None:
+        super().__init__(name="loss", daemon=True)
+        self.nodes, self.run_, self.after = nodes, run, after
+        self.over, self.killed_at = threading.Event(), 0.0
+
+    def run(self) -> None:
+        while not self.over.wait(LOOK_S):
+            if len(self.run_.table("samples").parts()) >= self.after and self._all_at_work():
+                self.killed_at = time.time()
+                self.nodes.lose()
+                return
+
+    def _all_at_work(self) -> bool:
+        actors = spans_of(self.run_).values()
+        return len(actors) == len(self.nodes) and all(spans[-1].ended is None for spans in actors)
+
+
+def measure(folder: Path, setting: Setting, echo: Echo = print) -> dict[str, Any]:
+    """The curve and the loss. Runs are made below `folder`, on nodes of this machine that are gone afterwards."""
+    gate = folder / "gate"
+    save_gate(gate)
+    wanted = recipe_of(setting, gate)
+    points: list[Point] = []
+    for count in setting.nodes:
+        with LocalNodes(count) as nodes:
+            run = planned(folder / f"on-{count}", wanted)
+            started, over = carried_out(run, wanted, setting.call_s, gate)
+            points.append(point_of(run, count, started, over, setting.unit_rows))
+            echo(told(compared(points)[-1]))
+            if count == setting.nodes[-1]:
+                loss = with_a_loss(nodes, planned(folder / "lost", wanted), run, wanted, setting, gate)
+    echo(told_loss(loss))
+    return {"setting": asdict(setting), "points": [asdict(point) for point in compared(points)], "loss": loss}
+
+
+def with_a_loss(nodes: LocalNodes, run: Run, calm: Run, wanted: Recipe, setting: Setting, gate: Path) -> dict[str, Any]:
+    """The plan of `run` on nodes of which one is killed in the middle. calm: the same plan, undisturbed."""
+    count, loss = len(nodes), LossOfANode(nodes, run, max(1, setting.units // 3))
+    loss.start()
+    try:
+        started, over = carried_out(run, wanted, setting.call_s, gate)
+    finally:
+        loss.over.set()
+        loss.join()
+    found = {"nodes": count, "killed_s": loss.killed_at - started, "seconds": over - started}
+    return found | loss_of(run, calm, setting.unit_rows)
+
+
+def told(point: Point) -> str:
+    """A point of the curve in one line."""
+    return (
+        f"{point.nodes} node(s)   {point.samples} samples in {point.seconds:.1f} s, all busy after "
+        f"{point.all_busy_s:.1f} s; {point.steady_rate:.1f} samples/s then, efficiency {point.steady_efficiency:.3f} "
+        f"(end to end {point.rate:.1f} samples/s, {point.efficiency:.3f})"
+    )
+
+
+def told_loss(loss: dict[str, Any]) -> str:
+    """The run with a node killed, in one line."""
+    outcomes = " + ".join(f"{loss[outcome]} {outcome}" for outcome in records.OUTCOMES)
+    return (
+        f"1 of {loss['nodes']} lost  after {loss['killed_s']:.1f} s: {loss['units_redone']} of {loss['units']} units "
+        f"redone ({loss['samples_redone']} samples), {loss['planned']} planned = {outcomes}; "
+        f"{'no id twice and none missing' if loss['once_each'] else 'ARE NOT ONCE EACH'}, bytes "
+        f"{'equal to' if loss['same_bytes'] else 'DIFFERENT FROM'} the undisturbed run's; {loss['seconds']:.1f} s"
+    )

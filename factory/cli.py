@@ -206,9 +206,14 @@ def plan(
 
 
 @app.command()
-def synthesize(run: RunOption, recipe: RecipeOption = None, set_: SetOption = None) -> None:
+def synthesize(
+    run: RunOption,
+    retry: Annotated[str | None, typer.Option("--retry", help="failed: plan failed samples again, make those.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
     """Carry out the plan: generate, judge, commit, exactly once."""
-    _step(run, recipe, set_, "synthesize")
+    _step(run, recipe, set_, "synthesize", retry=retry)
 
 
 @app.command()
@@ -320,6 +325,24 @@ def verify(run: RunOption) -> None:
     if problems:
         raise typer.Exit(1)
     typer.echo(f"verified    {', '.join(opened.tables()) or 'nothing is sealed yet'}")
+
+
+@app.command()
+def reproduce(
+    sample_id: Annotated[str, typer.Argument(help="A `sample_id` of the run's samples, accepted or rejected.")],
+    run: RunOption,
+    out: Annotated[Path | None, typer.Option("--out", help="Write what is drawn, as PNG.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Draw one sample again and compare; exit 1 if it differs by more than other hardware makes."""
+    from factory import line
+    from factory.run import Run
+
+    redrawn = line.reproduce(Run(run), _recipe(run, recipe, set_), sample_id, out)
+    typer.echo(redrawn.text)
+    if not redrawn.holds:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -100,14 +100,16 @@ def preview(run: Run, recipe: Recipe, cluster: str | None = None, echo: Echo = p
     pipeline.preview(run, recipe, estimate(run, recipe, cluster), echo)
 
 
-def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
-    """The plan's samples, judged by the gate while they are made."""
+def synthesize(run: Run, recipe: Recipe, echo: Echo = print, retry: str | None = None) -> None:
+    """The plan's samples, judged by the gate while they are made. retry: `failed` plans the failed ones again first."""
     from factory.runtime import cluster
     from factory.runtime import synthesize as pipeline
     from factory.runtime.weights import weights_of
 
     run.table("plan").sealed()
     generator, adapter, gate = weights_of(run, recipe)
+    if retry is not None and not _planned_again(run, recipe, retry, echo):
+        return echo("synthesize  no row has failed, or all were planned again: nothing to do")
     if recipe.plan.generator == "class_conditional" == family_of(generator):
         check_classes(generator, recipe.plan.diagnoses)
     digests = {"generator": generator_digest(generator, adapter), "gate": tree_digest(gate)}
@@ -116,6 +118,14 @@ def synthesize(run: Run, recipe: Recipe, echo: Echo = print) -> None:
         pools = cluster.pools(resources, recipe)
         judging = _gate_deployed(run, recipe, pools)
         pipeline.synthesize(run, recipe, pools, digests, paths, judging, echo)
+
+
+def _planned_again(run: Run, recipe: Recipe, retry: str, echo: Echo) -> bool:
+    from factory import taxonomy
+    from factory.runtime.retry import plan_failed
+
+    taxonomy.check(retry, (records.FAILED,), "--retry")
+    return plan_failed(run, recipe, echo)
 
 
 @contextlib.contextmanager
@@ -156,6 +166,14 @@ def sample(uri: str | None, recipe: Recipe, rows: list[dict[str, Any]], out: Pat
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(made, title=rows[0]["prompt"]).save(out)
     return made
+
+
+def reproduce(run: Run, recipe: Recipe, sample_id: str, out: Path | None = None) -> Any:
+    """One sample drawn again and compared with what is kept of it: a `runtime.reproduce.Redrawn`. Reads only, and
+    starts no cluster."""
+    from factory.runtime import reproduce as replay
+
+    return replay.reproduce(run, recipe, sample_id, out)
 
 
 # ------------------------------------------------------------------------------------------------------ weights

@@ -13,6 +13,10 @@ class Stopped(RuntimeError):
     """Work that was ended before it was done, for a reason the user can mend; the same command then goes on."""
 
 
+class FailedRows(Stopped):
+    """Work that was done, with rows in it that failed by an error: somebody must look at it."""
+
+
 class ProgressLine:
     """A line a minute while a stage runs, and one at its end."""
 
@@ -20,6 +24,8 @@ class ProgressLine:
         self.stage, self.total, self.done, self.echo = stage, total, done, echo
         self.already = done
         self.counts = dict.fromkeys(records.OUTCOMES, 0)
+        self.failures: list[str] = []  # of units that failed as a whole: what by
+        self.failed_in_a_row = 0
         self.started = self.said = time.monotonic()
 
     def add(self, committed: dict[str, Any]) -> None:
@@ -27,6 +33,9 @@ class ProgressLine:
         for outcome in records.OUTCOMES:
             self.counts[outcome] += committed[outcome]
             self.done += committed[outcome]
+        failure = committed.get("failure")
+        self.failures += [failure] if failure else []
+        self.failed_in_a_row = self.failed_in_a_row + 1 if failure else 0
         now = time.monotonic()
         if now - self.said >= 60 and self.done < self.total:  # `end` says the last line
             self.said = now

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from factory.sections.base import Count, Natural, Section, Share
+from factory.sections.base import Count, Natural, Positive, Section, Share
 from factory.sections.caption import CaptionSection, HttpSection
 from factory.sections.corpus import CorpusSection, PhantomSection
 from factory.sections.fits import (
@@ -70,6 +70,8 @@ class SynthesizeSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of network and text encoders; auto: bfloat16 on a GPU,
     # float32 on a CPU, where bfloat16 can be hundreds of times slower (a GPU older than Ampere wants float32 too)
     base_dtype: Literal["nf4", "fp8"] | None = None  # of FLUX.1's weights on a small card; null: dtype
+    max_attempts: Count = 3  # at a unit that raises, hangs or takes its process along; then all its rows have failed
+    unit_timeout_s: Positive | None = None  # after which a unit hangs and its process is ended; null: never
 
 
 class WorthSection(Section):

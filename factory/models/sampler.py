@@ -58,7 +58,8 @@ class Gate(Protocol):
 class SampleJob:
     """One sample to draw. `ungated` ones (the audit share) are judged and never stopped. `unit` only matters where
     the sampler drains between units. `context` is what a denoiser that draws into an image reads beside the latents,
-    `mask` where it is to draw, which the gate compares with what it finds."""
+    `mask` where it is to draw, which the gate compares with what it finds. `stop_after` ends it after that many calls,
+    as a verdict would, to draw again what was stopped; None runs all of them."""
 
     sample_id: str
     seed: int
@@ -69,6 +70,7 @@ class SampleJob:
     unit: int = 0
     context: Tensor | None = None  # (K, h, w)
     mask: Tensor | None = None  # (1, H, W), planned
+    stop_after: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,11 @@ class _Slot:
     checkpoints: frozenset[int]
     calls: int = 0
     early: tuple[Verdict, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its last call is run."""
+        return self.calls == len(self.schedule) or self.calls == self.job.stop_after
 
 
 class Sampler:
@@ -199,6 +206,11 @@ class Sampler:
             raise ValueError(
                 f"context must be {rule} a generator of family {self.denoiser.family}, got {got} in {job.sample_id}; "
                 "make the job with its denoiser's `context`, if it has that."
+            )
+        if job.stop_after is not None and not 1 <= job.stop_after <= job.num_inference_steps:
+            raise ValueError(
+                f"stop_after must be from 1 to num_inference_steps ({job.num_inference_steps}), got {job.stop_after} "
+                f"in {job.sample_id}; leave it out to run every call."
             )
         steps = job.num_inference_steps
         if steps not in self._schedules:
@@ -316,7 +328,7 @@ class Sampler:
 
     def _finish(self) -> Iterator[Sampled]:
         """Slots whose every call is run are free at once; their samples meet the final gate."""
-        over = [i for i in self._active() if (s := self._slots[i]) is not None and s.calls == len(s.schedule)]
+        over = [i for i in self._active() if (s := self._slots[i]) is not None and s.is_over]
         ended = [self._take(index) for index in over]
         if not ended:
             return

@@ -147,6 +147,20 @@ def settle() -> None:
     context.max_errored_blocks = 0  # a lost block is a lost row without a reason; stages give reasons instead
 
 
+def this_machine() -> str:
+    """The node that this process runs on, as Ray names it."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def is_alive(node: str) -> bool:
+    """Whether a node that was named so is still of the cluster."""
+    import ray
+
+    return any(known["NodeID"] == node and known["Alive"] for known in ray.nodes())
+
+
 def gpu_memory() -> int | None:
     """Bytes of this machine's smallest GPU, where a fit will run on this machine; None on a cluster of others, or
     without a GPU."""

@@ -63,6 +63,15 @@ class State(NamedTuple):
     unit: int
 
 
+class Base(NamedTuple):
+    """What the rounds of a plan share: looks by diagnosis, the names of the parents, what is wanted."""
+
+    looks: dict[str, list[planning.Look]]
+    parents: list[str]
+    found: Targets
+    fingerprint: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a round is to hold, and why no more. made: whether it could be decided at all; `why` says it otherwise."""
@@ -79,7 +88,16 @@ class Decision:
 def plan(run: Run, recipe: Recipe, echo: Echo = print, estimate: Estimate | None = None) -> None:
     """Plans the first round, or the next one that is due, and seals the table. With `estimate` the cells and their cost
     are told first."""
-    section, table = recipe.plan, run.table("plan")
+    base = based_on(run, recipe, echo)
+    decision = decided(run, recipe.plan, base.found.wanted)
+    for text in _told(recipe.plan, base.found, decision, estimate):
+        echo(text)
+    carried_out(run, recipe.plan, base, decision, echo)
+
+
+def based_on(run: Run, recipe: Recipe, echo: Echo = print) -> Base:
+    """What a run's plan is made of; refused where its rounds so far were made of something else."""
+    section = recipe.plan
     looks, parents = looks_in(run, section)
     if section.generator == "inpaint":
         backgrounds.find(run, recipe, echo)
@@ -88,17 +106,20 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print, estimate: Estimate | None
     if found.needs:
         parents = parents | {"corpus": run.table("corpus").origin()}
     fingerprint = _fingerprint(recipe, parents, found)
-    table.require_if_begun(fingerprint)
-    decision = decided(run, section, found.wanted)
-    for text in _told(section, found, decision, estimate):
-        echo(text)
+    run.table("plan").require_if_begun(fingerprint)
+    return Base(looks, [*parents], found, fingerprint)
+
+
+def carried_out(run: Run, section: PlanSection, base: Base, decision: Decision, echo: Echo = print) -> None:
+    """Commits the round that was decided, if there is any, and seals the table."""
+    table = run.table("plan")
     manifest = table.manifest()
     if manifest is not None and not decision.planned:  # sealed again: a parent may have had a further round
-        table.seal(len(manifest.parts), fingerprint, {name: run.table(name).digest() for name in parents})
-        return echo(_summary(run, section, decision))
-    table.require(fingerprint)
-    parts = _commit(run, section, fingerprint, _frozen(run, decision), looks)
-    table.seal(parts, fingerprint, {name: run.table(name).digest() for name in parents})
+        parts = len(manifest.parts)
+    else:
+        table.require(base.fingerprint)
+        parts = _commit(run, section, base.fingerprint, _frozen(run, decision), base.looks)
+    table.seal(parts, base.fingerprint, {name: run.table(name).digest() for name in base.parents})
     echo(_summary(run, section, decision))
 
 
@@ -223,8 +244,8 @@ def _fingerprint(recipe: Recipe, parents: Mapping[str, str], found: Targets) -> 
 
 def decided(run: Run, section: PlanSection, wanted: Mapping[Cell, int]) -> Decision:
     """The next round of a run: what was frozen for it, if it was begun; else what its samples and budgets say."""
-    state = _state(run)
-    frozen = _read_round(run, state.number)
+    state = state_of(run)
+    frozen = round_begun(run, state.number)
     prior = state.number > 0
     own = _tallies(run, section) if prior else {}
     known = own if prior or section.acceptance_from is None else _tallies(Run(section.acceptance_from), section)
@@ -236,7 +257,7 @@ def decided(run: Run, section: PlanSection, wanted: Mapping[Cell, int]) -> Decis
         return decision({}, why="every quota is met")
     if prior and section.max_rounds is not None and state.number >= section.max_rounds:
         return decision({}, why=f"plan.max_rounds ({section.max_rounds}) is spent" if section.max_rounds > 1 else "")
-    if prior and not _is_made(run, state):
+    if prior and not is_made(run, state):
         return decision({}, why="the last round is planned and not made; run `factory synthesize`")
     if not found.planned and found.impossible:
         return decision({}, why="what is short cannot be made")
@@ -245,7 +266,7 @@ def decided(run: Run, section: PlanSection, wanted: Mapping[Cell, int]) -> Decis
     return decision(found.planned)
 
 
-def _state(run: Run) -> State:
+def state_of(run: Run) -> State:
     manifest = run.table("plan").manifest()
     if manifest is None:
         return State(0, 0, 0, 0)
@@ -255,7 +276,7 @@ def _state(run: Run) -> State:
     )
 
 
-def _is_made(run: Run, state: State) -> bool:
+def is_made(run: Run, state: State) -> bool:
     samples = run.table("samples").manifest()
     return samples is not None and samples.rows == state.rows
 
@@ -271,7 +292,7 @@ def _round_path(number: int) -> str:
     return f".parts/plan/_ROUND-{number}.json"
 
 
-def _read_round(run: Run, number: int) -> dict[Cell, int] | None:
+def round_begun(run: Run, number: int) -> dict[Cell, int] | None:
     path = _round_path(number)
     if not run.store.exists(path):
         return None
@@ -288,7 +309,7 @@ def _frozen(run: Run, decision: Decision) -> Decision:
         )
     number = decision.state.number
     run.store.put_if_absent(_round_path(number), canonical_json({"round": number, "planned": planned}))
-    first = _read_round(run, number) or decision.planned
+    first = round_begun(run, number) or decision.planned
     return Decision(decision.state, first, decision.own, decision.known, decision.impossible)
 
 
@@ -302,7 +323,7 @@ def _commit(
     if state.number or section.overgenerate or section.max_samples is not None:
         name = records.digest(name, state.number, json.dumps(list(decision.planned.items())))
     start = planning.Start(state.number, state.rows, state.unit)
-    retried = _failed(run, section) if state.number else {}
+    retried = failed_of(run, section) if state.number else {}
     lay_under = backgrounds.layer(run, decision.planned) if section.generator == "inpaint" else None
     there, parts = set(table.parts()), state.parts
     for rows in planning.plan_tables(section, name, decision.planned, looks, start, retried):
@@ -314,7 +335,7 @@ def _commit(
     return parts
 
 
-def _failed(run: Run, section: PlanSection) -> dict[Cell, list[str]]:
+def failed_of(run: Run, section: PlanSection) -> dict[Cell, list[str]]:
     """Ids of failed samples by cell that no row was planned for again."""
     axes = [*section.axes()]
     tried = {row for part in run.table("plan").batches(["retry_of"]) for row in part["retry_of"].to_pylist()}
@@ -361,9 +382,8 @@ def _summary(run: Run, section: PlanSection, decision: Decision) -> str:
     table, state = run.table("plan"), decision.state
     if state.number and decision.planned:
         rows, cells = table.sealed().rows - state.rows, sum(map(bool, decision.planned.values()))
-        return (
-            f"plan        round {state.number}: {rows} rows in {_state(run).unit - state.unit} units over {cells} cells"
-        )
+        units = state_of(run).unit - state.unit
+        return f"plan        round {state.number}: {rows} rows in {units} units over {cells} cells"
     axes = [*section.axes()]
     found = {cell for part in table.batches(axes) for cell in quotas.counted(part, axes)}
-    return f"plan        {table.sealed().rows} rows in {_state(run).unit} units over {len(found)} cells"
+    return f"plan        {table.sealed().rows} rows in {state_of(run).unit} units over {len(found)} cells"

@@ -62,7 +62,8 @@ class SleepingUnit(SynthesizeUnit):
     """The actor of a node whose GPU is one by name. It writes down when it works on what."""
 
     def __init__(self, run_uri: str, *arguments: Any) -> None:
-        super().__init__(run_uri, *(*arguments[:-1], False))  # the last is whether to draw on a GPU
+        *others, _, drive = arguments  # between them is whether to draw on a GPU
+        super().__init__(run_uri, *others, False, drive)
         self.events = Run(run_uri).events()
 
     def stage(self) -> type[SynthesizeSamples]:

@@ -1,11 +1,18 @@
-"""Synthesis on Ray Data: the sealed plan to samples, each judged by the gate that Ray Serve hosts."""
+"""Synthesis on Ray Data: the sealed plan to samples, each judged by the gate that Ray Serve hosts.
+
+A unit that raises, hangs or takes its process along is tried `synthesize.max_attempts` times and then committed with
+all its rows failed, so that one bad unit does not cost a run; `retry.py` plans such rows again.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+import traceback
+import uuid
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,12 +20,14 @@ import pyarrow.compute as pc
 from factory import records
 from factory.models.placement import fingerprint, placement
 from factory.models.quantise import check_quantised
-from factory.progress import ProgressLine
+from factory.progress import FailedRows, ProgressLine, Stopped
 from factory.recipe import Recipe
 from factory.run import Run
+from factory.runtime.attempts import ERROR, EXIT_STATUS, TIMED_OUT, Attempt, Attempts, watchdog
 from factory.runtime.backgrounds import with_pixels
 from factory.runtime.cluster import Pools
 from factory.runtime.estimate import MADE
+from factory.runtime.retry import failed_rows
 from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
 
 if TYPE_CHECKING:
@@ -46,13 +55,14 @@ def synthesize(
     check_quantised(section.base_dtype, recipe.plan.generator, "synthesize.base_dtype", gpu)
     table, made_of = run.table("samples"), fingerprint_in(run, recipe, "samples", ["plan"], weights)
     made_of |= fingerprint(placement(section.dtype, gpu), section.base_dtype)
-    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"], gpu)
+    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"], gpu, uuid.uuid4().hex[:12])
     stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
     table.require(made_of)
     with gate if table.missing(units) else nullcontext():
         made = fill(table, units, made_of, plan.sealed().rows, "synthesize", echo, stage)
     _tell(run, made, pools)
     table.seal(units, made_of, {"plan": plan.digest()})
+    _tell_failed(run, made, echo)
 
 
 def _tell(run: Run, made: ProgressLine, pools: Pools) -> None:
@@ -64,17 +74,38 @@ def _tell(run: Run, made: ProgressLine, pools: Pools) -> None:
             events.write(MADE, step="synthesize", rows=rows, seconds=round(seconds, 3), actors=pools.synthesize)
 
 
+def _tell_failed(run: Run, made: ProgressLine, echo: Echo) -> None:
+    """What has failed and is not planned again, by reason. An error that was met just now ends the command."""
+    reasons = failed_rows(run)
+    if not reasons:
+        return
+    told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    remedy = f"`factory synthesize --retry failed --run {run.uri}` makes them again"
+    echo(f"failed      {sum(reasons.values())} rows: {told}; {remedy}")
+    errors = [failure for failure in made.failures if failure.startswith(ERROR)]
+    if errors:
+        raise FailedRows(
+            f"{reasons[ERROR]} rows failed by an error, the first: {errors[0]}; events/ has them all, mend it and "
+            f"{remedy}"
+        )
+
+
 class SynthesizeUnit(UnitStage):
     """A unit of the plan to its samples: generator, sampler and a handle to the gate, loaded once per actor.
 
-    gpu: whether the actor has reserved one. Without one it may see those of others, and uses none.
+    gpu: whether the actor has reserved one. Without one it may see those of others, and uses none. drive: the name
+    under which attempts are counted.
     """
 
     def __init__(
-        self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str, gpu: bool = False
-    ) -> None:
+        self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str, gpu: bool = False,
+        drive: str = "drive",
+    ) -> None:  # fmt: skip
+        from factory.runtime.cluster import is_alive, this_machine
         from factory.runtime.serve import GateHandle
 
+        self.run, self.section = Run(run_uri), recipe.synthesize
+        self.attempts = Attempts(self.run.store, "samples", drive, this_machine(), is_alive)
         self.plan = Run(run_uri).table("plan")
         into_images = recipe.plan.generator == "inpaint"
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
@@ -90,7 +121,43 @@ class SynthesizeUnit(UnitStage):
         return SynthesizeSamples
 
     def rows(self, unit: int) -> pa.Table:
-        planned = self.plan.read(filter=pc.field("unit") == unit).to_pylist()
+        planned = self.planned(unit)
         if self.backgrounds is not None:
             planned = with_pixels(planned, self.backgrounds)
         return records.rows_to_table("samples", self.synthesize(planned))
+
+    def planned(self, unit: int) -> list[dict[str, Any]]:
+        """A unit's rows of the plan."""
+        return self.plan.read(filter=pc.field("unit") == unit).to_pylist()
+
+    def made(self, unit: int) -> tuple[pa.Table, str]:
+        """A unit's rows, drawn by the first attempt that comes to its end, or all of them failed."""
+        from factory.stages.synthesize import breaks_the_device
+
+        attempt = self.attempts.begin(unit)
+        while attempt.spent < self.section.max_attempts:
+            if 0 < attempt.spent == self.section.max_attempts - 1 and attempt.reason != ERROR:
+                self.synthesize.halve()  # who was killed may have been too large for the machine
+            try:
+                with watchdog(self.section.unit_timeout_s, partial(self._end, attempt, TIMED_OUT)):
+                    rows = self.rows(unit)
+            except Stopped:
+                raise
+            except Exception as error:
+                self._end(attempt, ERROR, f"{type(error).__name__}: {error}", traceback.format_exc())
+                if breaks_the_device(error):
+                    os._exit(EXIT_STATUS)  # all that this process has on its GPU is lost; its successor has it anew
+                attempt = self.attempts.begin(unit)
+            else:
+                self.attempts.forget(attempt)
+                whole = set(rows["outcome"].to_pylist()) == {records.FAILED}
+                return rows, str(rows["reason"][0].as_py()) if whole else ""
+        rows = records.rows_to_table("samples", self.synthesize.failed(self.planned(unit), attempt.reason))
+        self.attempts.forget(attempt)
+        return rows, f"{attempt.reason}: {attempt.text}" if attempt.text else attempt.reason
+
+    def _end(self, attempt: Attempt, reason: str, text: str, trace: str = "") -> None:
+        """Keeps what ended an attempt: for the next one, and for whoever reads the run's events."""
+        self.attempts.end(attempt, reason, text[:500])
+        with self.run.events() as events:
+            events.write("attempt_ended", unit=attempt.unit, spent=attempt.spent + 1, reason=reason, text=trace or text)

@@ -25,6 +25,7 @@ from factory.tables import Table, fingerprint_of
 
 Echo = Callable[[str], None]
 IN_FLIGHT = 2  # units that an actor is given at once: the next one is there when the last one ends
+MAX_FAILED_IN_A_ROW = 5  # units; so many are no bad units but a mistake, and the rest would fail like them
 LIGHT_UNITS = 4  # per actor at least, where a unit takes less than the seconds of imports of one more process
 
 
@@ -38,7 +39,7 @@ def fill(
     pool: Callable[[Sequence[int]], Iterator[dict[str, Any]]],
 ) -> ProgressLine:
     """Makes the units that a table lacks, with a progress line. Refused if its other units were made otherwise.
-    Returns the line, which has counted what was made."""
+    Returns the line, which has counted what was made. `Stopped` where unit after unit fails as a whole."""
     table.require(fingerprint)
     missing = table.missing(num_units)
     line = ProgressLine(word, total, done=_rows_done(table, num_units, missing, total), echo=echo)
@@ -46,6 +47,9 @@ def fill(
     for committed in pool(missing, CommitTable(table)):  # type: ignore[call-arg]
         line.add(committed)
         stopped = stopped or committed.get("stopped")
+        if line.failed_in_a_row >= MAX_FAILED_IN_A_ROW and table.missing(num_units):
+            stopped = f"{word} ended after {MAX_FAILED_IN_A_ROW} failed units in a row, the last by {line.failures[-1]}"
+            break
     line.end()
     if stopped:  # said after what was in flight is committed: nothing that was made is lost
         raise Stopped(stopped)
@@ -63,13 +67,15 @@ def fingerprint_in(
     return fingerprint_of(recipe, name, {parent: run.table(parent).origin() for parent in parents}, weights or {})
 
 
-_COLUMNS, _TYPES = ["unit", "rows", "stopped"], [pa.int64(), pa.large_binary(), pa.string()]
+_COLUMNS = ["unit", "rows", "stopped", "failure"]
+_TYPES = [pa.int64(), pa.large_binary(), pa.string(), pa.string()]
 
 
 class UnitStage:
     """A stage on one unit at a time: reads its rows, works, returns `unit` and `rows` (an Arrow stream).
 
-    A unit whose stage says `Stopped` has no rows and is not committed; `stopped` is what the run ends with.
+    A unit whose stage says `Stopped` has no rows and is not committed; `stopped` is what the run ends with. `failure`
+    is what a unit failed by that is committed with all its rows failed, else empty.
     """
 
     name: str
@@ -83,11 +89,16 @@ class UnitStage:
             [pa.array(column, dtype) for column, dtype in zip(zip(*made, strict=True), _TYPES, strict=True)], _COLUMNS
         )
 
-    def _made(self, unit: int) -> tuple[bytes | None, str | None]:
+    def made(self, unit: int) -> tuple[pa.Table, str]:
+        """A unit's rows and its failure. An exception ends the run; a stage that can do better overrides this."""
+        return self.rows(unit), ""
+
+    def _made(self, unit: int) -> tuple[bytes | None, str | None, str]:
         try:
-            return stream_of(self.rows(unit)), None
+            rows, failure = self.made(unit)
+            return stream_of(rows), None, failure
         except Stopped as stop:
-            return None, str(stop)
+            return None, str(stop), ""
 
 
 class CommitTable:
@@ -97,18 +108,26 @@ class CommitTable:
         self.table = table
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        columns = (batch[name] for name in _COLUMNS)
+        columns = (batch[name] for name in _COLUMNS if name in batch.column_names)  # not every stage has failures
         return pa.Table.from_pylist([self._commit(*one) for one in zip(*columns, strict=True)])
 
-    def _commit(self, unit: pa.Scalar, data: pa.Scalar, stopped: pa.Scalar) -> dict[str, Any]:
+    def _commit(
+        self, unit: pa.Scalar, data: pa.Scalar, stopped: pa.Scalar, failure: pa.Scalar | None = None
+    ) -> dict[str, Any]:
         if not data.is_valid:
             none = dict.fromkeys(records.OUTCOMES, 0)
-            return {"unit": unit.as_py(), "won": False, **none, "stopped": stopped.as_py()}
+            return {"unit": unit.as_py(), "won": False, **none, "stopped": stopped.as_py(), "failure": ""}
         rows = pa.ipc.open_stream(data.as_buffer()).read_all()
         won = self.table.commit(unit.as_py(), rows)
         counts = _count(rows)
         made = {outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES}
-        return {"unit": unit.as_py(), "won": won, **made, "stopped": ""}
+        return {
+            "unit": unit.as_py(),
+            "won": won,
+            **made,
+            "stopped": "",
+            "failure": "" if failure is None else failure.as_py(),
+        }
 
 
 def pool(
@@ -124,8 +143,9 @@ def pool(
     """Runs a stage on an actor pool over units, commits each, and yields what was committed.
 
     All actors are asked for at once: work begins with those that find room, an autoscaler sees what the others want,
-    and they join as it comes. Units of a machine that is gone for good are made by the actors that are left. An
-    exception in a stage ends the run: a bad row is the stage's own business, and gets a reason there.
+    and they join as it comes. Units of a machine that is gone for good are made by the actors that are left; an actor
+    that dies elsewhere is started again by Ray, with its unit, for ever (see `runtime/attempts.py`). An exception in a
+    stage ends the run: a bad row is the stage's own business, and gets a reason there.
     """
     left = dict.fromkeys(units)
     while left:

@@ -1,7 +1,10 @@
 """Synthesize: a unit's planned rows in, the same rows with image, mask, scores and outcome out.
 
 Every planned sample comes back: accepted with its pixels, rejected with the gate's reason, or failed with the error
-that stopped it. Nothing in a row depends on the clock, the host, the attempt or the other samples of its unit.
+that stopped it. Nothing in a row depends on the clock, the host or the other samples of its unit.
+
+What does not fit into memory is drawn again with half the slots, and so is all that comes after it: every row says the
+batch shape that it was drawn at. What does not fit with one slot has failed.
 
 A generator that draws into an image has a `mask` and a `background` in every row (see `stages/backgrounds.py`). What
 it changed outside the mask is measured, then the background is put back there.
@@ -9,7 +12,9 @@ it changed outside the mask is measured, then the background is put back there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ from factory.recipe import GateSection, SynthesizeSection
 
 Row = dict[str, Any]
 CONTEXT_BATCH = 4  # backgrounds are encoded at one shape, so that a sample never depends on its neighbours
+DECODE_BATCH = 4  # at most; a batch shape below it decodes no more at once than it draws
+OUT_OF_MEMORY = "out_of_memory"
 
 
 class SynthesizeSamples:
@@ -54,6 +61,7 @@ class SynthesizeSamples:
         self.device, self.dtype, self.base_dtype = where.device, getattr(torch, where.dtype), section.base_dtype
         self.denoiser = self.load_denoiser(weights, adapter).to(self.device, self.dtype)
         self.section, self.gate_section, self.gate, self.gate_digest = section, gate_section, gate, gate_digest
+        self.slots = section.slots
         self._samplers: dict[tuple[int, int], Sampler] = {}
         self._conditions: dict[str, torch.Tensor] = {}
 
@@ -63,14 +71,46 @@ class SynthesizeSamples:
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""
-        if not rows:
-            return []
+        while rows:
+            if (done := self._fitting(rows)) is not None:
+                return [self._finished(row, done[row["sample_id"]]) for row in rows]
+            if not self.halve():
+                return self.failed(rows, OUT_OF_MEMORY)
+        return []
+
+    def failed(self, rows: Sequence[Row], reason: str) -> list[Row]:
+        """The rows as they are kept when nothing could be made of them."""
+        return [self._row(row) | {"outcome": records.FAILED, "reason": reason} for row in rows]
+
+    def halve(self) -> bool:
+        """Half the slots from now on; False if there was but one."""
+        self._samplers.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        halved = self.slots > 1
+        self.slots = max(1, self.slots // 2)
+        return halved
+
+    def _fitting(self, rows: Sequence[Row]) -> dict[str, Sampled] | None:
+        """What was drawn by sample, or None if it did not fit into memory. What had been drawn by then is let go:
+        the rows of a unit have one shape."""
         try:
-            done = {sampled.sample_id: sampled for sampled in self._sampler(rows[0]).run(self._jobs(rows))}
-        except torch.OutOfMemoryError:
-            self._samplers.clear()
-            return [self._row(row) | {"outcome": records.FAILED, "reason": "out_of_memory"} for row in rows]
-        return [self._finished(row, done[row["sample_id"]]) for row in rows]
+            return {sampled.sample_id: sampled for sampled in self.draw(rows)}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None  # not in the handler, whose error would keep the tensors alive
+
+    def draw(self, rows: Sequence[Row]) -> Iterator[Sampled]:
+        """The rows' samples in the order of their ends."""
+        return self._sampler(rows[0]).run(self._jobs(rows))
+
+    def replayed(self, row: Row, calls_run: int) -> tuple[Row, torch.Tensor]:
+        """A planned row as far as `calls_run` calls, and its latents then, (C, h, w). For a stage without a gate."""
+        (job,) = self._jobs([row])
+        (sampled,) = self._sampler(row).run([replace(job, stop_after=calls_run)])
+        return self._finished(row, sampled), sampled.latents
 
     def _sampler(self, row: Row) -> Sampler:
         size = (row["width"], row["height"])
@@ -79,7 +119,8 @@ class SynthesizeSamples:
                 self.denoiser,
                 width=size[0],
                 height=size[1],
-                slots=self.section.slots,
+                slots=self.slots,
+                decode_batch=min(DECODE_BATCH, self.slots),
                 gate=self.gate,
                 solver=self.section.solver,
                 checkpoints=self.gate_section.checkpoints,
@@ -99,7 +140,7 @@ class SynthesizeSamples:
             for row, planned in zip(rows, self._planned(rows), strict=True)
         ]  # fmt: skip
 
-    def _planned(self, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
+    def _planned(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Context and mask of each row, for a generator that draws into an image; nothing for the others."""
         denoiser = self.denoiser
         if not isinstance(denoiser, InContext):
@@ -115,7 +156,7 @@ class SynthesizeSamples:
         drawn."""
         kept = {name: value for name, value in row.items() if name not in ("mask", "background")}
         return kept | {
-            "batch_shape": self.section.slots, "num_threads": self.section.num_threads,
+            "batch_shape": self.slots, "num_threads": self.section.num_threads,
             "weights_digest": self.denoiser.digest, "gate_digest": self.gate_digest,
         }  # fmt: skip
 
@@ -143,6 +184,19 @@ class SynthesizeSamples:
         return image_of | {
             "mask": records.image_struct(encoded, f"{name}-mask.png"), "mask_source": self.denoiser.mask_source,
         }  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is of memory that was not to be had, on a GPU or in torch's or Python's own allocator."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def breaks_the_device(error: BaseException) -> bool:
+    """Whether an error leaves the process with a GPU that answers every further call with it."""
+    return isinstance(error, torch.AcceleratorError)
 
 
 def background_of(row: Row) -> RGB:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -252,6 +252,19 @@ def test_a_rejected_sample_leaves_one_call_after_its_checkpoint_and_its_slot_is_
     assert [entry for entry in gate.seen if entry[1] == "checkpoint"] == [
         ("0", "checkpoint", 5), ("1", "checkpoint", 5), ("2", "checkpoint", 11), ("3", "checkpoint", 11),
     ]  # fmt: skip
+
+
+def test_a_job_that_is_to_stop_has_the_latents_of_one_that_was_stopped_there(tiny: JointDenoiser) -> None:
+    jobs = [_job(tiny, name, steps=8) for name in "abc"]
+    gated = _drawn(_sampler(tiny, 2, gate=ScriptedGate(checkpoint=["b"]), checkpoints=(0.5,)), jobs)["b"]
+    again = _drawn(_sampler(tiny, 2), [replace(jobs[1], stop_after=gated.calls_run)])["b"]
+    assert again.calls_run == gated.calls_run == 5 and torch.equal(again.latents, gated.latents)
+    whole = _drawn(_sampler(tiny, 2), [jobs[1]])["b"]
+    assert _bytes(_drawn(_sampler(tiny, 2), [replace(jobs[1], stop_after=8)])["b"]) == _bytes(whole)
+    assert not torch.equal(again.latents, whole.latents)
+    for wrong in (0, 9):
+        with pytest.raises(ValueError, match=f"stop_after must be from 1 to num_inference_steps .8., got {wrong} in b"):
+            _drawn(_sampler(tiny, 2), [replace(jobs[1], stop_after=wrong)])
 
 
 def test_a_verdict_is_asked_for_exactly_one_call_after_its_checkpoint(tiny: JointDenoiser) -> None:

@@ -1,6 +1,6 @@
 """Fits the starter: the small weights that ship with the package, from phantoms alone.
 
-VAE, latents, mask head, U-Net with text encoder, then with a text encoder that has learnt to read prompts, gate. Each stage goes on from its newest checkpoint, so the job can
+VAE, latents, mask head, U-Net with text encoder, gate. Each stage goes on from its newest checkpoint, so the job can
 be stopped and submitted again; two cores want some hours. The logs that the shipped weights were made with are in
 factory/starter/logs/.
 
@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import CLIPTextModel
 
 from factory import phantom, taxonomy
 from factory.fits.gate import FitGate
 from factory.fits.joint import FitMaskHead, FitStarter, LatentExamples, encode_pairs, tokens_of
 from factory.fits.loop import train
-from factory.fits.text import FitText
 from factory.fits.vae import FitVae
 from factory.models.joint import JointDenoiser, build_starter
 from factory.models.latents import LatentStats, MaskHead
@@ -50,15 +48,8 @@ JOINT = FitSection(
     steps=4500, batch_size=32, learning_rate=6e-4, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
     ema_decay=0.999, checkpoint_every=100,
 )  # fmt: skip
-# A text encoder learnt by the denoising loss alone hears skin tones and no shape or colour (see fits/text.py), so the
-# U-Net goes on with one that was taught to read.
-TEXT = FitSection(
-    steps=600, batch_size=64, learning_rate=1e-3, warmup_steps=50, schedule="cosine", checkpoint_every=200
-)
-HEARING = JOINT.model_copy(update={"steps": 3000, "learning_rate": 5e-4, "ema_decay": 0.998})
-NOISY_SHARE = 0.5
 GATE = GateFitSection(steps=1200, batch_size=16, learning_rate=2e-3, warmup_steps=50, schedule="cosine", phantoms=3000)
-FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "vae-log": VAE_LOG, "head": HEAD, "joint": JOINT, "text": TEXT, "hearing": HEARING, "gate": GATE}
+FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "vae-log": VAE_LOG, "head": HEAD, "joint": JOINT, "gate": GATE}
 
 
 def caption_of(drawn: phantom.Phantom, rng: np.random.Generator) -> str:
@@ -136,29 +127,9 @@ def fit_head(work: Path, rows: LatentExamples, vocabulary: list[str]) -> None:
         objective.save(train(objective, HEAD, work / "head-fit"), work / "mask_head")
 
 
-def fit_joint(work: Path, rows: LatentExamples, vocabulary: list[str]) -> None:
-    if not (work / "joint").exists():
-        objective = FitStarter(partial(base_of, work, vocabulary), rows)
-        objective.save(train(objective, JOINT, work / "joint-fit"), work / "joint")
-
-
-def fit_text(work: Path, vocabulary: list[str]) -> None:
-    """The text encoder alone, on prompts alone."""
-    if not (work / "text").exists():
-        objective = FitText(partial(base_of, work, vocabulary), 10_000, SEED)
-        objective.save(train(objective, TEXT, work / "text-fit"), work / "text")
-
-
-def reading(work: Path) -> JointDenoiser:
-    """The fitted joint generator with the text encoder that reads."""
-    denoiser = JointDenoiser.load(work / "joint")
-    denoiser.text_encoder = CLIPTextModel.from_pretrained(work / "text", local_files_only=True)
-    return denoiser
-
-
-def fit_hearing(work: Path, rows: LatentExamples, out: Path) -> None:
-    objective = FitStarter(partial(reading, work), rows, noisy_share=NOISY_SHARE)
-    objective.save(train(objective, HEARING, work / "hearing-fit"), out)
+def fit_joint(work: Path, rows: LatentExamples, vocabulary: list[str], out: Path) -> None:
+    objective = FitStarter(partial(base_of, work, vocabulary), rows)
+    objective.save(train(objective, JOINT, work / "joint-fit"), out)
 
 
 def fit_gate(work: Path, out: Path) -> None:
@@ -191,9 +162,7 @@ def main() -> None:
     vocabulary = said[:4000]
     rows = examples(args.work, said, vocabulary)
     fit_head(args.work, rows, vocabulary)
-    fit_joint(args.work, rows, vocabulary)
-    fit_text(args.work, vocabulary)
-    fit_hearing(args.work, rows, args.out)
+    fit_joint(args.work, rows, vocabulary, args.out)
     fit_gate(args.work, args.out)
     write_card(args.work, args.out, args.phantoms)
 

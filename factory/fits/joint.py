@@ -144,17 +144,12 @@ class FitRows(NamedTuple):
 
 
 class FitStarter:
-    """Objective: U-Net and text encoder of a fresh joint denoiser, on latents that were encoded before.
-
-    noisy_share: of the rows, are moved to the upper half of the timesteps, where what a caption says is decided.
-    """
+    """Objective: U-Net and text encoder of a fresh joint denoiser, on latents that were encoded before."""
 
     def __init__(
-        self, base: Callable[[], JointDenoiser], examples: LatentExamples, caption_dropout: float = 0.1,
-        noisy_share: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, base: Callable[[], JointDenoiser], examples: LatentExamples, caption_dropout: float = 0.1
+    ) -> None:
         self.base, self.examples, self.caption_dropout = base, examples, caption_dropout
-        self.noisy_share = noisy_share
         self.denoiser: JointDenoiser | None = None
 
     def build(self) -> nn.Module:
@@ -175,20 +170,12 @@ class FitStarter:
             self.denoiser.scheduler,
             latents=latents,
             noise=noise.normal(*latents.shape[1:]),
-            timesteps=self._timesteps(noise),
+            timesteps=noise.integers(len(self.denoiser.alphas_cumprod)),
             condition=model["text_encoder"](tokens)[0],  # type: ignore[index]
             mask=batch["mask"],
             mask_weight=1.0,
             head_weight=0.0,
         )
-
-    def _timesteps(self, noise: RowNoise) -> Tensor:
-        assert self.denoiser is not None
-        levels = len(self.denoiser.alphas_cumprod)
-        drawn = noise.integers(levels)
-        if not self.noisy_share:
-            return drawn
-        return torch.where(noise.uniform() < self.noisy_share, levels // 2 + drawn // 2, drawn)
 
     def save(self, model: nn.Module, directory: Path) -> None:
         assert self.denoiser is not None

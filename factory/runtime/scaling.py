@@ -62,8 +62,7 @@ class SleepingUnit(SynthesizeUnit):
     """The actor of a node whose GPU is one by name. It writes down when it works on what."""
 
     def __init__(self, run_uri: str, *arguments: Any) -> None:
-        *others, _, drive = arguments  # between them is whether to draw on a GPU
-        super().__init__(run_uri, *others, False, drive)
+        super().__init__(run_uri, *(*arguments[:-2], False, arguments[-1]))  # False: it draws on no GPU
         self.events = Run(run_uri).events()
 
     def stage(self) -> type[SynthesizeSamples]:

@@ -54,7 +54,10 @@ class GateSection(Section):
         0.015  # of the side: a shift that is forgiven, so tiny lesions need less IoU; 0 forgives none
     )
     checkpoints: list[Share] = [0.7]  # shares of the calls after which the clean estimate is judged
-    checkpoint_slack: Share = 0.25  # how far below min_iou an early estimate may be
+    # How far below its threshold an early overlap may be; below zero, how far above it must be: early estimates are
+    # smooth and overlap more than what becomes of them (benchmarks/checkpoint_choice.py).
+    checkpoint_slack: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    checkpoint_area_slack: Share = 0.1  # by which share of min_area an early lesion may be smaller than it
 
 
 class SynthesizeSection(Section):

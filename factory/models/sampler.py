@@ -30,6 +30,8 @@ from factory.records import ACCEPTED, REJECTED
 
 Stage = Literal["checkpoint", "final"]
 NON_FINITE = "non_finite"
+CELLS_AT_ONCE = 1024  # of latents: beyond it a small network on a CPU gains nothing by more rows, and pays for padding
+MOST_DECODED = 4
 
 
 @dataclass(frozen=True)
@@ -134,25 +136,28 @@ class Sampler:
         solver: str = "ddim",
         checkpoints: Sequence[float] = (0.7,),
         decode: Literal["accepted", "all", "none"] = "accepted",
-        decode_batch: int = 4,
+        decode_batch: int | None = None,
         drain: bool = False,
         shift: float | None = None,
     ) -> None:
         """`checkpoints` are shares of a job's calls; one whose verdict would come too late to save a call is left
         out. Without a gate nothing is judged and all that is finite is kept. `decode_batch` is also the shape in
-        which masks are made for the gate. `drain` lets slots run empty before another unit begins. `shift` is
-        the denoiser's own at this size unless it is given."""
-        if slots < 1 or decode_batch < 1:
+        which masks are made for the gate, few rows at a time; None: 4, and on a CPU what `rows_at_once` says.
+        `drain` lets slots run empty before another unit begins. `shift` is the denoiser's own at this size unless
+        it is given."""
+        if slots < 1 or (decode_batch is not None and decode_batch < 1):
             raise ValueError(f"slots and decode_batch must be at least 1, got {slots} and {decode_batch}; raise them.")
         self.denoiser, self.gate, self.solver = denoiser, gate, solver
         self.shift = denoiser.shift(width, height) if shift is None else shift
-        self.checkpoints, self.decode, self.decode_batch, self.drain = tuple(checkpoints), decode, decode_batch, drain
+        self.checkpoints, self.decode, self.drain = tuple(checkpoints), decode, drain
         self.counters = Counters()
         self._schedules: dict[int, Schedule] = {}
         self._unconditional = denoiser.condition([""])  # (1, L, D)
         device = self._unconditional.device
         self._slots: list[_Slot | None] = [None] * slots
         self._latents = torch.zeros(slots, *denoiser.latent_shape(width, height), device=device)  # (S, C, h, w)
+        few = rows_at_once(*self._latents.shape[2:]) if device.type == "cpu" else MOST_DECODED
+        self.decode_batch = few if decode_batch is None else decode_batch
         self._previous = torch.zeros_like(self._latents)
         self._condition = self._unconditional.repeat(slots, 1, 1)  # (S, L, D)
         self._guidance = torch.ones(slots, device=device)
@@ -391,6 +396,12 @@ def checkpoint_calls(shares: Sequence[float], num_inference_steps: int) -> froze
     return frozenset(call for call in calls if call + 1 < num_inference_steps)
 
 
+def rows_at_once(height: int, width: int, most: int = MOST_DECODED) -> int:
+    """The fixed number of rows of latents (h, w) that a small network takes at once on a CPU: a function of their size
+    alone. The gate meets one sample or two at most steps, and rows of padding cost what rows of samples cost."""
+    return max(1, min(most, CELLS_AT_ONCE // (height * width)))
+
+
 def in_fixed_shape(network: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
     """`network` over rows (n, ...) in batches of exactly `size`, the last one padded with zeros."""
     return torch.cat([network(_padded(chunk, size))[: len(chunk)] for chunk in rows.split(size)])
@@ -400,7 +411,7 @@ def _padded(rows: Tensor, size: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
 
 
-def slot_invariant(denoiser: Denoiser, *, width: int, height: int, slots: int, decode_batch: int = 4) -> bool:
+def slot_invariant(denoiser: Denoiser, *, width: int, height: int, slots: int, decode_batch: int | None = None) -> bool:
     """Whether a sample is byte-equal in the first, middle and last slot, among other neighbours, on this hardware.
     Two calls for each; where it fails, sample with `drain=True`."""
     found = []

@@ -32,13 +32,15 @@ def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stag
     """The outcome and, when rejected, its one reason.
 
     `scores` holds `iou` and the columns of `records.SCORES`; missing and None are the same. At a checkpoint the
-    overlap is `score_latent_iou`, may be `checkpoint_slack` below the threshold, and solidity is not judged.
+    overlap is `score_latent_iou` and may be `checkpoint_slack` below the threshold (above it, where that is negative),
+    the area may be `checkpoint_area_slack` below the least one, and solidity is not judged.
     """
     known = {name: value for name, value in scores.items() if value is not None}
     if not all(math.isfinite(value) for value in known.values()):
         return REJECTED, "non_finite"
     area, early = known.get("score_area"), stage == "checkpoint"
-    if area is not None and area < section.min_area:
+    least_area = section.min_area * (1 - section.checkpoint_area_slack if early else 1)
+    if area is not None and area < least_area:
         return REJECTED, "empty_mask"
     if area is not None and area > section.max_area:
         return REJECTED, "full_mask"

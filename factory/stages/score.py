@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from factory.models.sampler import Stage, Verdict
+from factory.models.sampler import Stage, Verdict, rows_at_once
 from factory.models.segmenter import load_latent_segmenter
 from factory.quality.overlap import iou
 from factory.quality.policy import decide, shape_scores
 from factory.recipe import GateSection
 
-BATCH = 16  # fixed shape, padded: a sample's scores then do not depend on its neighbours
+MOST_ROWS = 16  # at once, of small latents
 
 
 class ScoreSamples:
@@ -51,11 +51,13 @@ class ScoreSamples:
 
     @torch.inference_mode()
     def segment(self, image_latents: np.ndarray) -> np.ndarray:
-        """Lesion probability per pixel, (N, H, W) float32, computed in fixed padded batches."""
-        parts = []
-        for start in range(0, len(image_latents), BATCH):
-            part = image_latents[start : start + BATCH]
-            padded = np.zeros((BATCH, *part.shape[1:]), np.float32)
+        """Lesion probability per pixel, (N, H, W) float32, computed in padded batches of one shape for a size: a
+        sample's scores then do not depend on its neighbours."""
+        height, width = image_latents.shape[2:]
+        parts, rows = [], rows_at_once(height, width, MOST_ROWS)
+        for start in range(0, len(image_latents), rows):
+            part = image_latents[start : start + rows]
+            padded = np.zeros((rows, *part.shape[1:]), np.float32)
             padded[: len(part)] = np.nan_to_num(part)
             parts.append(torch.sigmoid(self.segmenter(torch.from_numpy(padded)))[: len(part), 0].numpy())
         return np.concatenate(parts)

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from factory.models.denoiser import Prediction, clean_estimate
 from factory.models.joint import JointDenoiser
-from factory.models.sampler import Sampled, SampleJob, Sampler, Verdict, checkpoint_calls, slot_invariant
+from factory.models.sampler import (
+    Sampled,
+    SampleJob,
+    Sampler,
+    Verdict,
+    checkpoint_calls,
+    rows_at_once,
+    slot_invariant,
+)
 from factory.models.solvers import schedule
 
 Make = Callable[..., JointDenoiser]
@@ -339,6 +347,17 @@ def test_a_run_that_is_left_or_fails_leaves_nothing_behind(tiny: JointDenoiser) 
         list(sampler.run(jobs))
     sampler.gate = None
     assert {name: _bytes(found) for name, found in _drawn(sampler, jobs).items()} == wanted
+
+
+def test_what_judges_and_decodes_few_samples_is_not_padded_at_the_starters_size(tiny: JointDenoiser) -> None:
+    assert [rows_at_once(side, side) for side in (64, 32, 16, 8)] == [1, 1, 4, 4]
+    assert [rows_at_once(side, side, most=16) for side in (64, 32, 16, 8)] == [1, 1, 4, 16]
+    assert _sampler(tiny, decode_batch=None).decode_batch == 4  # 8 x 8 latents on a CPU
+    sizes: list[int] = []
+    hook = tiny.mask_head.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    _drawn(_sampler(tiny, gate=ScriptedGate(), width=64, height=64, decode_batch=None), [_job(tiny, "x", steps=4)])
+    hook.remove()
+    assert set(sizes) == {1}  # 32 x 32 latents
 
 
 def test_checkpoints_that_could_save_no_call_are_left_out() -> None:

@@ -50,9 +50,24 @@ def test_scores_that_were_not_computed_skip_their_rules() -> None:
 
 def test_a_checkpoint_looks_at_the_latent_overlap_with_slack_and_not_at_solidity() -> None:
     early = {"score_latent_iou": 0.5, "score_area": 0.2, "score_solidity": 0.1}
-    assert decide(early, GATE, "checkpoint") == ("accepted", None)
-    assert decide(early | {"score_latent_iou": 0.44}, GATE, "checkpoint") == ("rejected", "low_iou")
-    assert decide(early | {"iou": 0.9, "score_solidity": 0.9}, GATE) == ("accepted", None)
+    eased = GateSection(checkpoint_slack=0.25)
+    assert decide(early, eased, "checkpoint") == ("accepted", None)
+    assert decide(early | {"score_latent_iou": 0.44}, eased, "checkpoint") == ("rejected", "low_iou")
+    assert decide(early | {"iou": 0.9, "score_solidity": 0.9}, eased) == ("accepted", None)
+
+
+def test_a_negative_slack_asks_more_of_an_early_overlap_than_of_the_last() -> None:
+    asked = GateSection(checkpoint_slack=-0.05)
+    for overlap, outcome in ((0.74, "rejected"), (0.76, "accepted")):
+        assert decide({"score_latent_iou": overlap, "score_area": 0.2}, asked, "checkpoint")[0] == outcome
+    assert decide({"iou": 0.71, "score_area": 0.2}, asked) == ("accepted", None)
+
+
+def test_an_early_lesion_may_be_a_little_smaller_than_a_finished_one() -> None:
+    section = GateSection(min_area=0.1, checkpoint_area_slack=0.1)
+    assert decide({"score_area": 0.095}, section) == ("rejected", "empty_mask")
+    assert decide({"score_area": 0.095}, section, "checkpoint") == ("accepted", None)
+    assert decide({"score_area": 0.089}, section, "checkpoint") == ("rejected", "empty_mask")
 
 
 @pytest.mark.parametrize(("radius", "expected"), [(2, 0.52), (3, 0.65), (4, 0.73), (6, 0.81)])

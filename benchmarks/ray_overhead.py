@@ -1,7 +1,7 @@
 """What Ray costs: samples per second of the real pipeline when a sample itself costs next to nothing.
 
 Counted from the first committed unit on; what comes before it is the start of the actors, told as `first_unit_s`.
-The generator is free (see `Free`), so what is left is the factory's own work: reading the plan, the sampler's loop,
+The generator is free (see `free.py`), so what is left is the factory's own work: reading the plan, the sampler's loop,
 the gate, encoding pixels, and on Ray the actors, the handle to the gate, moving units and committing parts. The
 ceiling is the same stage, the same gate and the same commits in one process and one loop without Ray, in the same run.
 
@@ -13,78 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import free
 import torch
-from torch import Tensor
+from free import DIGEST, FACTOR, FreeUnit, SynthesizeFree
 
 from factory import line, records
-from factory.models.denoiser import Denoiser, Prediction
 from factory.models.segmenter import LatentSegmenter, save_segmenter
 from factory.recipe import Recipe, load
 from factory.run import Run
-from factory.runtime import cluster, data, serve
-from factory.runtime.synthesize import SynthesizeUnit
+from factory.runtime import cluster, serve
+from factory.runtime.synthesize import synthesize
 from factory.stages.score import LocalGate, ScoreSamples
-from factory.stages.synthesize import SynthesizeSamples
 
-SIZE, FACTOR, CALLS = 64, 8, 2
-VAE = "0" * 64
+SIZE, CALLS = 64, 2
 RESULT = Path(__file__).parent / "results" / "ray_overhead.json"
-
-
-class Free:
-    """A `Denoiser` whose every answer is a few additions on latents of 8 x 8: nothing of a sample's cost is its own."""
-
-    family, prediction_type, digest, vae_digest = "free", "epsilon", "0" * 64, VAE
-    mask_source = "joint"
-    alphas_cumprod = torch.linspace(0.999, 0.01, 1000)
-
-    def shift(self, width: int, height: int) -> float:
-        return 1.0
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return 8, height // FACTOR, width // FACTOR
-
-    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
-        return torch.zeros(len(image), *self.latent_shape(image.shape[-1], image.shape[-2]))
-
-    def condition(self, prompts: list[str]) -> Tensor:
-        return torch.zeros(len(prompts), 1, 1)
-
-    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Free:
-        return self
-
-    def predict(self, z: Tensor, t: Tensor, condition: Tensor, guidance: Tensor, unconditional: Tensor) -> Prediction:
-        return Prediction(z, z)
-
-    def clean(self, latents: Tensor, timesteps: Tensor, prediction: Tensor) -> Tensor:
-        return prediction
-
-    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        image = latents[:, :3].clamp(-1, 1).repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3)
-        return image, self.mask(latents)
-
-    def mask(self, latents: Tensor) -> Tensor:
-        return (latents[:, 4:5] > 0).float().repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3)
-
-    def image_latents(self, latents: Tensor) -> Tensor:
-        return latents[:, :4]
-
-
-class SynthesizeFree(SynthesizeSamples):
-    def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
-        return Free()
-
-
-class FreeUnit(SynthesizeUnit):
-    def stage(self) -> type[SynthesizeSamples]:
-        return SynthesizeFree
 
 
 def recipe_of(count: int, unit_rows: int, actors: int, gate: Path) -> Recipe:
@@ -110,10 +58,10 @@ def on_ray(run: Run, recipe: Recipe, gate: Path) -> tuple[float, float]:
     """Seconds from asking for the first unit to the sealed table, and to the first part: actors start in these.
     Cluster and gate are up before."""
     pools = cluster.pools(cluster.Resources(os.cpu_count() or 1), recipe)
-    serve.start_gate(run.uri, str(gate), VAE, recipe.gate, pools)
+    serve.start_gate(run.uri, str(gate), DIGEST, recipe.gate, pools)
     started, clock = time.perf_counter(), time.time()
-    digests, paths = dict.fromkeys(("generator", "gate"), VAE), {"generator": "", "adapter": None}
-    data.synthesize(run, recipe, pools, digests, paths, nullcontext(), lambda text: None, FreeUnit)
+    digests, paths = dict.fromkeys(("generator", "gate"), DIGEST), {"generator": "", "adapter": None}
+    synthesize(run, recipe, pools, digests, paths, nullcontext(), lambda text: None, FreeUnit)
     spent = time.perf_counter() - started
     serve.stop_gate(run.uri)
     return spent, min(part.stat().st_mtime for part in (Path(run.uri) / "samples").glob("part-*")) - clock
@@ -121,8 +69,8 @@ def on_ray(run: Run, recipe: Recipe, gate: Path) -> tuple[float, float]:
 
 def in_one_process(run: Run, recipe: Recipe, gate: Path) -> float:
     """The same units through the same stage, gate and commit, one after the other."""
-    judge = LocalGate(ScoreSamples(gate, VAE, recipe.gate))
-    stage = SynthesizeFree("", None, recipe.synthesize, recipe.gate, judge, VAE)
+    judge = LocalGate(ScoreSamples(gate, DIGEST, recipe.gate))
+    stage = SynthesizeFree("", None, recipe.synthesize, recipe.gate, judge, DIGEST)
     plan, table = run.table("plan"), run.table("samples")
     started = time.perf_counter()
     rows = plan.read().to_pylist()
@@ -138,7 +86,7 @@ def measure(count: int, unit_rows: int, actors: int, folder: Path) -> dict[str, 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     gate = folder / "gate"
-    save_segmenter(LatentSegmenter(factor=FACTOR, width=8), gate, VAE)
+    save_segmenter(LatentSegmenter(factor=FACTOR, width=8), gate, DIGEST)
     recipe = recipe_of(count, unit_rows, actors, gate)
     small = recipe_of(2 * unit_rows, unit_rows, actors, gate)
     in_one_process(planned(folder / "warm", small), small, gate)
@@ -162,9 +110,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULT)
     wanted = parser.parse_args()
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a script
+    free.for_workers()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(wanted.count, wanted.unit_rows, wanted.actors, Path(folder))
     wanted.out.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ class SynthesizeUnit(UnitStage):
     ) -> None:
         from factory.runtime.serve import GateHandle
 
-        self.plan = Run(run_uri).table("plan")
+        self.planned = Run(run_uri).table("plan").finder("unit")
         into_images = recipe.plan.generator == "inpaint"
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
         gate = GateHandle(run_uri)
@@ -90,7 +90,7 @@ class SynthesizeUnit(UnitStage):
         return SynthesizeSamples
 
     def rows(self, unit: int) -> pa.Table:
-        planned = self.plan.read(filter=pc.field("unit") == unit).to_pylist()
+        planned = self.planned(unit).to_pylist()
         if self.backgrounds is not None:
             planned = with_pixels(planned, self.backgrounds)
         return records.rows_to_table("samples", self.synthesize(planned))

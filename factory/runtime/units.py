@@ -20,6 +20,7 @@ from factory.progress import ProgressLine, Stopped
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS
+from factory.storage import StorageError
 from factory.tables import Table, fingerprint_of
 
 Echo = Callable[[str], None]
@@ -36,7 +37,8 @@ def fill(
     pool: Callable[[Sequence[int]], Iterator[dict[str, Any]]],
 ) -> ProgressLine:
     """Makes the units that a table lacks, with a progress line. Refused if its other units were made otherwise.
-    Returns the line, which has counted what was made."""
+    Returns the line, which has counted what was made. Raises `Stopped` for a stage that asks to stop, once what was in
+    flight is committed, and at once for a store that takes no more: nothing that follows could be kept."""
     table.require(fingerprint)
     missing = table.missing(num_units)
     line = ProgressLine(word, total, done=_rows_done(table, num_units, missing, total), echo=echo)
@@ -44,8 +46,10 @@ def fill(
     for committed in pool(missing, CommitTable(table)):  # type: ignore[call-arg]
         line.add(committed)
         stopped = stopped or committed.get("stopped")
+        if committed.get("refused"):
+            break
     line.end()
-    if stopped:  # said after what was in flight is committed: nothing that was made is lost
+    if stopped:
         raise Stopped(stopped)
     return line
 
@@ -89,7 +93,11 @@ class UnitStage:
 
 
 class CommitTable:
-    """The last stage of every pipeline: a unit's rows become a part. Returns what it holds, not the rows."""
+    """The last stage of every pipeline: a unit's rows become a part. Returns what it holds, not the rows.
+
+    won: whether this call put the part in place. One that was there holds the same rows, so the unit counts once,
+    whoever won. A store that cannot be written (full, read-only) is told in `stopped`, with `refused`.
+    """
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -99,14 +107,22 @@ class CommitTable:
         return pa.Table.from_pylist([self._commit(*one) for one in zip(*columns, strict=True)])
 
     def _commit(self, unit: pa.Scalar, data: pa.Scalar, stopped: pa.Scalar) -> dict[str, Any]:
+        number = unit.as_py()
         if not data.is_valid:
-            none = dict.fromkeys(records.OUTCOMES, 0)
-            return {"unit": unit.as_py(), "won": False, **none, "stopped": stopped.as_py()}
+            return _told(number, stopped=stopped.as_py())
         rows = pa.ipc.open_stream(data.as_buffer()).read_all()
-        won = self.table.commit(unit.as_py(), rows)
-        counts = _count(rows)
-        made = {outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES}
-        return {"unit": unit.as_py(), "won": won, **made, "stopped": ""}
+        try:
+            won = self.table.commit(number, rows)
+        except StorageError as error:
+            return _told(number, stopped=str(error), refused=True)
+        return _told(number, won=won, counts=_count(rows))
+
+
+def _told(
+    unit: int, *, won: bool = False, counts: dict[str, int] | None = None, stopped: str = "", refused: bool = False
+) -> dict[str, Any]:
+    made = {outcome: (counts or {}).get(outcome, 0) for outcome in records.OUTCOMES}
+    return {"unit": unit, "won": won, **made, "stopped": stopped, "refused": refused}
 
 
 def pool(

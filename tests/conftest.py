@@ -35,7 +35,7 @@ STARTS_RAY = {"test_jobs.py", "test_kill.py", "test_notebook.py", "test_corpus_s
 # Of tests/runtime, what starts none and must not meet one that another test left running.
 WITHOUT_RAY = {
     "test_fit_class_conditional.py", "test_fit_flux.py", "test_fit_inpaint.py", "test_fit_rows.py",
-    "test_plan_rounds.py", "test_weights_card.py",
+    "test_plan_rounds.py", "test_units.py", "test_weights_card.py",
 }  # fmt: skip
 
 

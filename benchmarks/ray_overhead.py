@@ -1,10 +1,9 @@
 """What Ray costs: samples per second of the real pipeline when a sample itself costs next to nothing.
 
 Counted from the first committed unit on; what comes before it is the start of the actors, told as `first_unit_s`.
-The generator is free (a `SleepingDenoiser` that does not sleep), so what is left is the factory's own work: reading the
-plan, the sampler's loop, the gate, encoding pixels, and on Ray the actors, the handle to the gate, moving units and
-committing parts. The ceiling is the same stage, the same gate and the same commits in one process and one loop without
-Ray, in the same run.
+The generator is free (see `free.py`), so what is left is the factory's own work: reading the plan, the sampler's loop,
+the gate, encoding pixels, and on Ray the actors, the handle to the gate, moving units and committing parts. The
+ceiling is the same stage, the same gate and the same commits in one process and one loop without Ray, in the same run.
 
     python benchmarks/ray_overhead.py --count 2048 --unit-rows 256
 """
@@ -14,37 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import free
 import torch
+from free import DIGEST, FreeUnit, SynthesizeFree
 
 from factory import line, records
-from factory.models.denoiser import Denoiser
-from factory.models.sleeping import DIGEST, SleepingDenoiser, save_gate
+from factory.models.sleeping import save_gate
 from factory.recipe import Recipe, load
 from factory.run import Run
 from factory.runtime import cluster, serve
-from factory.runtime.synthesize import SynthesizeUnit, synthesize
+from factory.runtime.synthesize import synthesize
 from factory.stages.score import LocalGate, ScoreSamples
-from factory.stages.synthesize import SynthesizeSamples
 
 SIZE, CALLS = 64, 2
 RESULT = Path(__file__).parent / "results" / "ray_overhead.json"
-
-
-class SynthesizeFree(SynthesizeSamples):
-    def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
-        return SleepingDenoiser()
-
-
-class FreeUnit(SynthesizeUnit):
-    def stage(self) -> type[SynthesizeSamples]:
-        return SynthesizeFree
 
 
 def recipe_of(count: int, unit_rows: int, actors: int, gate: Path) -> Recipe:
@@ -121,9 +109,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULT)
     wanted = parser.parse_args()
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a script
+    free.for_workers()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(wanted.count, wanted.unit_rows, wanted.actors, Path(folder))
     wanted.out.parent.mkdir(parents=True, exist_ok=True)

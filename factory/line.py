@@ -39,9 +39,10 @@ def driving(uri: str, recipe: Recipe, step: str) -> Iterator[Run]:
         try:
             yield run
         except BaseException as error:
-            if isinstance(error, ValueError):
-                run.restore_header(before)
-            events.write("stopped", step=step, error=f"{type(error).__name__}: {error}"[:500])
+            with contextlib.suppress(OSError):  # on a full disk too it is the reason that is told
+                if isinstance(error, ValueError):
+                    run.restore_header(before)
+                events.write("stopped", step=step, error=f"{type(error).__name__}: {error}"[:500])
             raise
         events.write("finished", step=step)
 

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -60,9 +61,11 @@ class RunLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        holder = self._read()
-        if holder is not None and holder.get("nonce") == self.nonce:
-            self.store.delete(LOCK_PATH)
+        # Where the run has become read-only the lock stays, stale, and the reason goes out.
+        with suppress(OSError) if error is not None else nullcontext():
+            holder = self._read()
+            if holder is not None and holder.get("nonce") == self.nonce:
+                self.store.delete(LOCK_PATH)
 
     def _watch(self, holder: dict[str, Any]) -> None:
         """Return once the holder has not moved for stale_s or let go; refuse as soon as it moves."""

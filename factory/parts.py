@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -148,6 +149,22 @@ def describe(part: int, data: bytes) -> tuple[PartInfo, str]:
     table = file.read(columns=["outcome"] if "outcome" in schema.names else [])
     info = PartInfo(part, file.metadata.num_rows, len(data), sha256(data), count_outcomes(table))
     return info, schema_digest(schema)
+
+
+def spans(footer: pq.FileMetaData, column: str) -> list[tuple[float, float]]:
+    """The least and the largest value that each row group may hold of a numeric column, by its statistics."""
+    if not footer.num_row_groups:
+        return []
+    group = footer.row_group(0)
+    place = next(n for n in range(group.num_columns) if group.column(n).path_in_schema == column)
+    return [_span(footer.row_group(n), place) for n in range(footer.num_row_groups)]
+
+
+def _span(group: pq.RowGroupMetaData, place: int) -> tuple[float, float]:
+    if not group.num_rows:
+        return math.inf, -math.inf
+    known = group.column(place).statistics
+    return (known.min, known.max) if known is not None and known.has_min_max else (-math.inf, math.inf)
 
 
 def info_json(info: PartInfo) -> dict[str, Any]:

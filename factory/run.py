@@ -19,6 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -217,9 +218,10 @@ class Events:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.write("stopped", error=f"{type(error).__name__}: {error}")
-        self.flush()
+        with suppress(OSError) if error is not None else nullcontext():  # a log must not hide what it would tell
+            if error is not None:
+                self.write("stopped", error=f"{type(error).__name__}: {error}")
+            self.flush()
 
 
 def read_events(store: Store) -> Iterator[dict[str, Any]]:

@@ -311,7 +311,38 @@ class Table:
         infos = self.sealed().parts
         return lambda part: self._read_part(infos[part], columns, None)
 
+    def finder(self, column: str) -> Callable[[int], pa.Table]:
+        """The sealed rows whose integer `column` has a value, in part order, for one who asks for many values: which
+        row groups may hold one is learned once, from the parts' footers, and no others are read."""
+        footers = [(info, self._footer(info)) for info in self.sealed().parts]
+        spans = [(info, footer, parts.spans(footer, column)) for info, footer in footers]
+        nothing = pa.Table.from_batches([], footers[0][1].schema.to_arrow_schema())
+
+        def found(value: int) -> pa.Table:
+            holding = [(i, f, [n for n, (least, most) in enumerate(s) if least <= value <= most]) for i, f, s in spans]
+            tables = [self._read_groups(info, footer, groups) for info, footer, groups in holding if groups]
+            return pa.concat_tables([nothing, *tables]).filter(pc.field(column) == value)
+
+        return found
+
+    def _footer(self, info: PartInfo) -> pq.FileMetaData:
+        with self.store.open(self._checked(info)) as file:
+            return pq.read_metadata(file)
+
+    def _read_groups(self, info: PartInfo, footer: pq.FileMetaData, groups: list[int]) -> pa.Table:
+        with self.store.open(self._checked(info)) as file:
+            return pq.ParquetFile(file, metadata=footer).read_row_groups(groups)
+
     def _read_part(self, info: PartInfo, columns: list[str] | None, filter: pc.Expression | None) -> pa.Table:
+        path = self._checked(info)
+        source = BytesIO(self.store.read(path)) if columns is None else self.store.open(path)
+        with source as file:
+            table = pq.read_table(file, columns=columns, filters=filter)
+        # The `huggingface` metadata describes all columns, so a choice of them goes without.
+        return table if columns is None else table.replace_schema_metadata(None)
+
+    def _checked(self, info: PartInfo) -> str:
+        """The path of a sealed part, which is there and as long as it was."""
         path = self.part_path(info.part)
         try:
             size = self.store.size(path)
@@ -321,11 +352,7 @@ class Table:
             raise DamagedTable(
                 f"{self._where}: part {info.part} has {size} bytes, sealed with {info.bytes}; {self._repair(info.part)}"
             )
-        source = BytesIO(self.store.read(path)) if columns is None else self.store.open(path)
-        with source as file:
-            table = pq.read_table(file, columns=columns, filters=filter)
-        # The `huggingface` metadata describes all columns, so a choice of them goes without.
-        return table if columns is None else table.replace_schema_metadata(None)
+        return path
 
     # Checking.
 

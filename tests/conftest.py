@@ -37,7 +37,7 @@ STARTS_RAY = {
 # Of tests/runtime, what starts none and must not meet one that another test left running.
 WITHOUT_RAY = {
     "test_fit_class_conditional.py", "test_fit_flux.py", "test_fit_inpaint.py", "test_fit_rows.py",
-    "test_attempts.py", "test_plan_rounds.py", "test_reproduce.py", "test_weights_card.py",
+    "test_attempts.py", "test_plan_rounds.py", "test_reproduce.py", "test_units.py", "test_weights_card.py",
 }  # fmt: skip
 
 

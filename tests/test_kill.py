@@ -16,10 +16,14 @@ import psutil
 import pytest
 from stub_endpoint import good, serving
 
-from factory import line
+from factory import line, records
 from factory.corpora.phantom import write_phantoms
+from factory.models.families import vae_digest_of
+from factory.models.weights import tree_digest
 from factory.recipe import Recipe, load
 from factory.run import Run
+from factory.stages.score import LocalGate, ScoreSamples
+from factory.stages.synthesize import SynthesizeSamples
 
 ROOT = Path(__file__).resolve().parent.parent
 UNITS, ROWS = 12, 2
@@ -52,6 +56,16 @@ def parts(run: Path, table: str = "samples") -> dict[str, tuple[int, str]]:
         path.name: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted((run / table).glob("part-*.parquet"))
     }
+
+
+def in_one_process(run: Run, recipe: Recipe) -> None:
+    """The run's samples by the same stage, gate and commits, one unit after the other."""
+    weights, gate = Path(recipe.synthesize.weights), Path(recipe.gate.weights)
+    judge = LocalGate(ScoreSamples(gate, vae_digest_of(weights, None, "joint"), recipe.gate))
+    stage = SynthesizeSamples(weights, None, recipe.synthesize, recipe.gate, judge, tree_digest(gate), "joint")
+    find = run.table("plan").finder("unit")
+    for unit in range(UNITS):
+        run.table("samples").commit(unit, records.rows_to_table("samples", stage(find(unit).to_pylist())))
 
 
 class Driver:
@@ -139,11 +153,11 @@ def test_a_killed_run_is_finished_by_the_same_command_and_is_the_undisturbed_run
     assert Run(run).verify() == []
     assert not (run / "_LOCK.json").exists()
 
-    calm = planned(tmp_path / "calm", recipe)
-    third = drive(calm)
-    assert third.process.wait(TIMEOUT_S) == 0, third.log.read_text()
-    assert {name: digest for name, (_, digest) in parts(calm).items()} == {n: d for n, (_, d) in after.items()}
-    assert Run(calm).table("samples").sealed().parts == table.sealed().parts
+    calm = Run(planned(tmp_path / "calm", recipe))
+    in_one_process(calm, recipe)  # which Ray changes no byte of, by tests/runtime/test_pipelines.py
+    assert {name: digest for name, (_, digest) in parts(Path(calm.uri)).items()} == {
+        n: d for n, (_, d) in after.items()
+    }
     images = [row["image"] for row in table.read(["image"]).to_pylist()]
     assert sum(image is not None for image in images) >= 12  # the audits at least were drawn to the end
 

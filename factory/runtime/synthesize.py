@@ -106,7 +106,7 @@ class SynthesizeUnit(UnitStage):
 
         self.run, self.section = Run(run_uri), recipe.synthesize
         self.attempts = Attempts(self.run.store, "samples", drive, this_machine(), is_alive)
-        self.plan = Run(run_uri).table("plan")
+        self._of_unit = self.run.table("plan").finder("unit")
         into_images = recipe.plan.generator == "inpaint"
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
         gate = GateHandle(run_uri)
@@ -128,7 +128,7 @@ class SynthesizeUnit(UnitStage):
 
     def planned(self, unit: int) -> list[dict[str, Any]]:
         """A unit's rows of the plan."""
-        return self.plan.read(filter=pc.field("unit") == unit).to_pylist()
+        return self._of_unit(unit).to_pylist()
 
     def made(self, unit: int) -> tuple[pa.Table, str]:
         """A unit's rows, drawn by the first attempt that comes to its end, or all of them failed."""

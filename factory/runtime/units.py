@@ -21,6 +21,7 @@ from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS
 from factory.runtime.losses import lost_actors_given_up
+from factory.storage import StorageError
 from factory.tables import Table, fingerprint_of
 
 Echo = Callable[[str], None]
@@ -39,7 +40,9 @@ def fill(
     pool: Callable[[Sequence[int]], Iterator[dict[str, Any]]],
 ) -> ProgressLine:
     """Makes the units that a table lacks, with a progress line. Refused if its other units were made otherwise.
-    Returns the line, which has counted what was made. `Stopped` where unit after unit fails as a whole."""
+    Returns the line, which has counted what was made. Raises `Stopped` for a stage that asks to stop, once what was in
+    flight is committed; where unit after unit fails as a whole; and at once for a store that takes no more: nothing
+    that follows could be kept."""
     table.require(fingerprint)
     missing = table.missing(num_units)
     line = ProgressLine(word, total, done=_rows_done(table, num_units, missing, total), echo=echo)
@@ -50,8 +53,10 @@ def fill(
         if line.failed_in_a_row >= MAX_FAILED_IN_A_ROW and table.missing(num_units):
             stopped = f"{word} ended after {MAX_FAILED_IN_A_ROW} failed units in a row, the last by {line.failures[-1]}"
             break
+        if committed.get("refused"):
+            break
     line.end()
-    if stopped:  # said after what was in flight is committed: nothing that was made is lost
+    if stopped:
         raise Stopped(stopped)
     return line
 
@@ -102,7 +107,11 @@ class UnitStage:
 
 
 class CommitTable:
-    """The last stage of every pipeline: a unit's rows become a part. Returns what it holds, not the rows."""
+    """The last stage of every pipeline: a unit's rows become a part. Returns what it holds, not the rows.
+
+    won: whether this call put the part in place. One that was there holds the same rows, so the unit counts once,
+    whoever won. A store that cannot be written (full, read-only) is told in `stopped`, with `refused`.
+    """
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -114,20 +123,23 @@ class CommitTable:
     def _commit(
         self, unit: pa.Scalar, data: pa.Scalar, stopped: pa.Scalar, failure: pa.Scalar | None = None
     ) -> dict[str, Any]:
+        number = unit.as_py()
         if not data.is_valid:
-            none = dict.fromkeys(records.OUTCOMES, 0)
-            return {"unit": unit.as_py(), "won": False, **none, "stopped": stopped.as_py(), "failure": ""}
+            return _told(number, stopped=stopped.as_py())
         rows = pa.ipc.open_stream(data.as_buffer()).read_all()
-        won = self.table.commit(unit.as_py(), rows)
-        counts = _count(rows)
-        made = {outcome: counts.get(outcome, 0) for outcome in records.OUTCOMES}
-        return {
-            "unit": unit.as_py(),
-            "won": won,
-            **made,
-            "stopped": "",
-            "failure": "" if failure is None else failure.as_py(),
-        }
+        try:
+            won = self.table.commit(number, rows)
+        except StorageError as error:
+            return _told(number, stopped=str(error), refused=True)
+        return _told(number, won=won, counts=_count(rows), failure=failure.as_py() if failure is not None else "")
+
+
+def _told(
+    unit: int, *, won: bool = False, counts: dict[str, int] | None = None, stopped: str = "", refused: bool = False,
+    failure: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    made = {outcome: (counts or {}).get(outcome, 0) for outcome in records.OUTCOMES}
+    return {"unit": unit, "won": won, **made, "stopped": stopped, "refused": refused, "failure": failure}
 
 
 def pool(

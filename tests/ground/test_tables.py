@@ -285,6 +285,35 @@ def test_columns_and_filters_choose(sealed: Table) -> None:
     assert [batch.num_rows for batch in sealed.batches(filter=pc.field("color_count") > 1)] == [2, 2, 2]
 
 
+def plan_part(units: list[int]) -> pa.Table:
+    rows = [{"sample_id": f"{unit}-{n}", "unit": unit, "prompt": "x" * 50} for n, unit in enumerate(units)]
+    return records.rows_to_table("plan", rows)
+
+
+def test_rows_found_by_their_unit_are_those_a_filter_finds_and_no_other_row_group_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Table(LocalStore(tmp_path), "plan")
+    for part, units in enumerate([[0] * 3 + [1] * 5 + [2] * 2, [2] * 4 + [3], [], [5]]):  # unit 2 lies in two parts
+        plan.commit(part, plan_part(units), row_group_by="unit")
+    plan.seal(4, FINGERPRINT, {})
+    read: list[tuple[int, list[int]]] = []
+    real = Table._read_groups
+
+    def noted(self: Table, info: Any, footer: Any, groups: list[int]) -> pa.Table:
+        read.append((info.part, groups))
+        return real(self, info, footer, groups)
+
+    monkeypatch.setattr(Table, "_read_groups", noted)
+    found = plan.finder("unit")
+    for unit in range(7):
+        assert found(unit).equals(plan.read(filter=pc.field("unit") == unit)), unit
+    assert read == [(0, [0]), (0, [1]), (0, [2]), (1, [0]), (1, [1]), (3, [0])]
+    (tmp_path / "plan/part-000003.parquet").unlink()
+    with pytest.raises(DamagedTable, match="part 3 is gone"):
+        found(5)
+
+
 def test_a_reader_notices_a_part_of_another_size_or_none(sealed: Table) -> None:
     path = file_of(sealed, 1)
     path.write_bytes(path.read_bytes()[:-10])

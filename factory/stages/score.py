@@ -25,13 +25,15 @@ class ScoreSamples:
     """Latent segmenter and policy.
 
     weights: a directory that `fit gate` wrote; vae_digest: the generator's, refused when the segmenter was fitted
-    on another VAE's latents.
+    on another VAE's latents; batch: the fixed shape that the segmenter runs at.
     """
 
-    def __init__(self, weights: str | Path, vae_digest: str, section: GateSection, num_threads: int = 1) -> None:
+    def __init__(
+        self, weights: str | Path, vae_digest: str, section: GateSection, num_threads: int = 1, batch: int = BATCH
+    ) -> None:
         torch.set_num_threads(num_threads)
         self.segmenter = load_latent_segmenter(weights, vae_digest).eval()
-        self.section = section
+        self.section, self.batch = section, batch
 
     def __call__(
         self, image_latents: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
@@ -40,7 +42,12 @@ class ScoreSamples:
 
         Without masks (None) what the segmenter finds is judged by its shape, and there is no overlap to score.
         """
-        probability = self.segment(image_latents)
+        return self.judge(image_latents, self.segment(image_latents), masks, stage)
+
+    def judge(
+        self, image_latents: np.ndarray, probability: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
+    ) -> list[dict[str, Any]]:
+        """As `__call__`, of what `segment` found, (N, H, W) float32."""
         found = probability > 0.5
         overlaps = [None] * len(found) if masks is None else [float(overlap) for overlap in iou(masks, found)]
         masks = found if masks is None else masks
@@ -53,9 +60,9 @@ class ScoreSamples:
     def segment(self, image_latents: np.ndarray) -> np.ndarray:
         """Lesion probability per pixel, (N, H, W) float32, computed in fixed padded batches."""
         parts = []
-        for start in range(0, len(image_latents), BATCH):
-            part = image_latents[start : start + BATCH]
-            padded = np.zeros((BATCH, *part.shape[1:]), np.float32)
+        for start in range(0, len(image_latents), self.batch):
+            part = image_latents[start : start + self.batch]
+            padded = np.zeros((self.batch, *part.shape[1:]), np.float32)
             padded[: len(part)] = np.nan_to_num(part)
             parts.append(torch.sigmoid(self.segmenter(torch.from_numpy(padded)))[: len(part), 0].numpy())
         return np.concatenate(parts)

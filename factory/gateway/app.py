@@ -146,21 +146,20 @@ class Gateway:
 
     def _record(self, request: Request, pair: Pair, judged: Judged) -> None:
         """No verdict leaves that the audit log does not hold."""
+        said = {
+            "verdict": judged.verdict, "reason": judged.reason, "iou": judged.iou, "theta": judged.theta,
+            "scores": judged.scores, "model": judged.model,
+        }  # fmt: skip
+        try:
+            if self._audit is not None:
+                self._audit.write(request_id=request_id_of(request.scope), **said, **pair.facts)
+        except OSError as error:
+            logger.error("the audit log cannot be written: %s", error)
+            sentence = "The decision could not be recorded, so it is not given; try again later."
+            raise Refusal(503, "no_audit", sentence) from None
         self.metrics.decisions.labels(judged.verdict, judged.reason or "").inc()
         if judged.iou is not None:
             self.metrics.iou.observe(judged.iou)
-        if self._audit is None:
-            return
-        try:
-            self._audit.write(
-                request_id=request_id_of(request.scope), verdict=judged.verdict, reason=judged.reason, iou=judged.iou,
-                theta=judged.theta, scores=judged.scores, model=judged.model, **pair.facts,
-            )  # fmt: skip
-        except OSError as error:
-            logger.error("the audit log cannot be written: %s", error)
-            raise Refusal(
-                503, "no_audit", "The decision could not be recorded, so it is not given; try later."
-            ) from None
 
     # ------------------------------------------------------------------------------------------------- refusals
 

@@ -80,7 +80,10 @@ def content_kind(content_type: str | None, encoding: str | None) -> Message:
         )
     if kind == FORM and not message.get_boundary():
         raise Refusal(
-            400, "boundary", f"{FORM} must name its boundary, got none; let the client write the header.", close=True
+            400,
+            "boundary",
+            f"The content type {FORM} must name its boundary, got none; let the client write the header.",
+            close=True,
         )
     return message
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,8 +66,8 @@ class GateReplica(GateDeployment):
         return self._gate(images, masks)
 
     def about(self) -> dict[str, Any]:
-        """`model`: the digests; `multiple`: what sides must be multiples of."""
-        return {"model": self._gate.model, "multiple": self._gate.multiple}
+        """`model`: the digests; `multiple`: what sides must be multiples of; `pid`: this process."""
+        return {"model": self._gate.model, "multiple": self._gate.multiple, "pid": os.getpid()}
 
 
 class Ingress:
@@ -187,11 +188,11 @@ def deploy(config: dict[str, Any], timeout_s: float = DEPLOY_S) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         apps = [serve.status().applications.get(app.name) for app in schema.applications]
-        states = [None if app is None else str(app.status) for app in apps]
+        states = [None if app is None else app.status.value for app in apps]
         if all(state == "RUNNING" for state in states):
             return
         for app in apps:
-            if app is not None and str(app.status) in ("DEPLOY_FAILED", "UNHEALTHY"):
+            if app is not None and app.status.value == "DEPLOY_FAILED":
                 raise ConnectionError(f"the gate must start, but Serve says: {app.message.strip()[-1500:]}")
         time.sleep(0.1)
     raise ConnectionError(f"the gate must start within {timeout_s:g} s, but did not; look at its replicas' logs.")

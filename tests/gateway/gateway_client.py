@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,12 +59,15 @@ def judge_with(gate: ImageGate) -> Callable[[Sequence[Pair]], Any]:
 
 
 @contextmanager
-def listening(gateway: Gateway, **guards: float) -> Iterator[int]:
+def listening(gateway: Gateway, tls: tuple[str | None, str | None] = (None, None), **guards: float) -> Iterator[int]:
     """The gateway's port on loopback, served by uvicorn in a thread."""
     sock = bound("127.0.0.1", 0)
-    serving = server(gateway.app(), "127.0.0.1", 0, **guards)
+    serving = server(gateway.app(), "127.0.0.1", 0, *tls, **guards)
     thread = threading.Thread(target=lambda: asyncio.run(serving.serve([sock])))
     thread.start()
+    while not serving.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
     try:
         yield sock.getsockname()[1]
     finally:

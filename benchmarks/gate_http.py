@@ -2,8 +2,8 @@
 
 load      clients on loopback ask at a fixed rate, open loop (they do not wait for one another), in rising steps; the
           highest step is sustained at which every request is answered 200 and p99 stays under --p99-s
-overload  twice that rate: only 200, 429 and 503, every 200 the verdict of this process, memory flat (its slope over
-          the second half, as growth of the web process and of the replicas)
+overload  twice that rate: only 200, 429 and 503, every 200 the verdict of this process, memory flat (by how much
+          the web process and the replica grow over its second half)
 handle    cost per item of one call of the handle with 32 latents against one HTTP image call, with a gate that costs
           nothing behind both, sequentially; the goal is at most a tenth
 
@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -137,11 +138,9 @@ async def encoded(payload: Any) -> bytes:
 
 @contextlib.contextmanager
 def web(handle: Any, settings: Settings) -> Iterator[tuple[int, int]]:
-    """The web application in a process of its own: its port and its process id."""
+    """The web application in a thread of this process: its port and its process id."""
     sock = bound("127.0.0.1", 0)
     about = handle.about.remote().result()
-    import threading
-
     serving = server(gate_http.gateway(handle, SIZE, about["multiple"], settings).app(), "127.0.0.1", 0)
     thread = threading.Thread(target=lambda: asyncio.run(serving.serve([sock])))
     thread.start()

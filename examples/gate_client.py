@@ -1,5 +1,5 @@
-"""Gates a folder of images with their masks over HTTP, written against the gate's OpenAPI page: the standard library and
-Pillow, no factory.
+"""Gates a folder of images with their masks over HTTP, written against the gate's OpenAPI page: the standard library
+and Pillow, no factory.
 
     FACTORY_GATE_TOKEN=... python examples/gate_client.py http://127.0.0.1:8000 IMAGES MASKS --out ious.json
 

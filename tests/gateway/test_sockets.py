@@ -71,7 +71,7 @@ def answers(port: int) -> bool:
 
 
 def test_a_declared_length_above_the_cap_is_refused_before_a_byte_of_it_is_sent(port: int) -> None:
-    for length in (100_001, 10**15, 10**25):
+    for length in (100_001, 10**9, 10**15):
         began = time.monotonic()
         assert status_of(said(port, request(length))) == 413
         assert time.monotonic() - began < 5

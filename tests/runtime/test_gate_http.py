@@ -98,7 +98,7 @@ class Load:
             number = (number + 1) % len(BODIES)
             self.seen.append((number, *ask(self.port, BODIES[number])))
 
-    def further(self, count: int, timeout_s: float = 60) -> None:
+    def further(self, count: int, timeout_s: float = 600) -> None:
         goal, deadline = len(self.seen) + count, time.monotonic() + timeout_s
         while len(self.seen) < goal:
             assert time.monotonic() < deadline, "the gate answers no more"

@@ -274,7 +274,7 @@ def test_ten_thousand_random_bodies_are_refused_and_the_gate_goes_on(make_gatewa
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -288,5 +288,6 @@ PICTURE = st.sampled_from([base64.b64encode(encoded(lesion(side)[0])).decode() f
     )
 )  # fmt: skip
 def test_json_of_any_shape_gets_a_documented_answer(client: TestClient, body: Any) -> None:
-    answer = client.post(URL, json=body)
+    sent = json.dumps(body)  # with the Infinity and the half surrogate pairs that no careful client sends
+    answer = client.post(URL, content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200 or (answer.status_code in STATUSES and answer.status_code < 500), answer.text

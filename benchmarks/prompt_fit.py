@@ -1,7 +1,7 @@
 """Does a fit teach a generator to hear words? Joint and flux, fitted on phantoms whose captions say skin and size.
 
 What a caption says is the phantom's truth: how dark the skin is and how much of the view the lesion takes, now one, now
-the other, now both. joint goes on from the shipped starter, which was never told a size. flux has nothing to begin with:
+the other, now both. joint goes on from the shipped starter, which was never told a size. flux has nothing before it:
 a small FLUX.1 of the real classes first learns to draw phantoms with no prompt at all (VAE, then transformer), and then
 the fit that is measured, a LoRA on all its linear layers, learns what the words mean.
 

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
+from factory import cli_gate, taxonomy
 from factory import recipe as recipes
-from factory import taxonomy
 from factory.progress import Stopped
 from factory.recipe import Recipe
 
@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(cli_gate.app, name="gate")
 
 # What an OSError says of the machine; all others speak of the request: a path that is not there or may not be used.
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}

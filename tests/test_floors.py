@@ -26,14 +26,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quality": {"ground"},
     "fits": _BELOW_STAGES,
     "stages": _BELOW_STAGES,
+    "gateway": _BELOW_STAGES | {"stages"},
     "lab": _BELOW_RUNTIME,
     "release": _BELOW_RUNTIME,
-    "runtime": _BELOW_RUNTIME,
+    "runtime": _BELOW_RUNTIME | {"gateway"},
     "study": _BELOW_RUNTIME | {"lab", "release"},  # a step of the line that has a file of its own
     "line": _BELOW_RUNTIME | {"lab", "release", "runtime", "study"},
-    "cli": _BELOW_RUNTIME | {"lab", "release", "runtime", "line"},
+    "cli": _BELOW_RUNTIME | {"lab", "release", "runtime", "line", "cli_gate"},
+    "cli_gate": _BELOW_RUNTIME | {"gateway", "runtime"},  # a command with commands of its own
 }
-LIGHT = {"ground", "cli", "line"}  # what is imported before a request is known to be right
+LIGHT = {"ground", "cli", "cli_gate", "line"}  # what is imported before a request is known to be right
 HEAVY = {"torch", "torchvision", "ray", "diffusers", "transformers", "timm", "peft", "pandas"}
 MODULES = sorted(path for path in (ROOT / "factory").rglob("*.py") if path.name != "__init__.py")
 

@@ -25,13 +25,16 @@ class ScoreSamples:
     """Latent segmenter and policy.
 
     weights: a directory that `fit gate` wrote; vae_digest: the generator's, refused when the segmenter was fitted
-    on another VAE's latents.
+    on another VAE's latents; batch: how many rows of small latents the segmenter reads at once, always
+    as many.
     """
 
-    def __init__(self, weights: str | Path, vae_digest: str, section: GateSection, num_threads: int = 1) -> None:
+    def __init__(
+        self, weights: str | Path, vae_digest: str, section: GateSection, num_threads: int = 1, batch: int = MOST_ROWS
+    ) -> None:
         torch.set_num_threads(num_threads)
         self.segmenter = load_latent_segmenter(weights, vae_digest).eval()
-        self.section = section
+        self.section, self.batch = section, batch
 
     def __call__(
         self, image_latents: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
@@ -40,7 +43,12 @@ class ScoreSamples:
 
         Without masks (None) what the segmenter finds is judged by its shape, and there is no overlap to score.
         """
-        probability = self.segment(image_latents)
+        return self.judge(image_latents, self.segment(image_latents), masks, stage)
+
+    def judge(
+        self, image_latents: np.ndarray, probability: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
+    ) -> list[dict[str, Any]]:
+        """As `__call__`, of what `segment` found, (N, H, W) float32."""
         found = probability > 0.5
         overlaps = [None] * len(found) if masks is None else [float(overlap) for overlap in iou(masks, found)]
         masks = found if masks is None else masks
@@ -54,7 +62,7 @@ class ScoreSamples:
         """Lesion probability per pixel, (N, H, W) float32, computed in padded batches of one shape for a size: a
         sample's scores then do not depend on its neighbours."""
         height, width = image_latents.shape[2:]
-        parts, rows = [], rows_at_once(height, width, MOST_ROWS)
+        parts, rows = [], rows_at_once(height, width, self.batch)
         for start in range(0, len(image_latents), rows):
             part = image_latents[start : start + rows]
             padded = np.zeros((rows, *part.shape[1:]), np.float32)

@@ -35,11 +35,11 @@ from factory.sections.fits import (
 from factory.sections.plan import BackgroundsSection, PlanSection
 
 __all__ = [
-    "FINGERPRINTS", "BackgroundsSection", "CaptionSection", "ClassesSection", "CorpusSection",
-    "DermaeSection", "DistillSection", "EvaluateSection", "FinetuneSection", "FitSection", "FitsSection", "FluxSection", "GateFitSection",
-    "GateSection", "HttpSection", "InpaintSection", "JointSection", "LoraSection", "MaeSection", "Mistake",
-    "NetworkSection", "PhantomSection", "PlanSection", "Recipe", "RecipeError", "ReleaseSection", "Section", "SynthesizeSection",
-    "WorthSection", "json_schema", "load", "resolved_yaml",
+    "FINGERPRINTS", "BackgroundsSection", "CaptionSection", "ClassesSection", "CorpusSection", "DermaeSection",
+    "DistillSection", "EvaluateSection", "FinetuneSection", "FitSection", "FitsSection", "FluxSection",
+    "GateFitSection", "GateSection", "HttpSection", "InpaintSection", "JointSection", "LoraSection", "MaeSection",
+    "Mistake", "NetworkSection", "PhantomSection", "PlanSection", "Recipe", "RecipeError", "ReleaseSection",
+    "Section", "SynthesizeSection", "WorthSection", "json_schema", "load", "resolved_yaml",
 ]  # fmt: skip
 
 

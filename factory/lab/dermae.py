@@ -20,7 +20,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
@@ -43,6 +42,7 @@ from factory.fits.mae import MaeObjective
 from factory.fits.objective import Objective
 from factory.lab.dermae_rows import DATA, Rows, rows_of
 from factory.lab.dermae_summary import summary_of, table_lines
+from factory.lab.probing import answers, scores
 from factory.models.classifier import build_classifier
 from factory.models.student import cost
 from factory.recipe import DermaeSection, FitSection, NetworkSection
@@ -128,27 +128,6 @@ def is_vit(model: str) -> bool:
     return is_model_in_modules(model, {"vision_transformer"})
 
 
-def scores(model: nn.Module, examples: ImageExamples) -> dict[str, float]:
-    """Accuracy, F1 averaged over the classes that the images show, and balanced accuracy, all on whole images."""
-    from sklearn.metrics import accuracy_score, f1_score
-
-    device = next(model.parameters()).device
-    model.eval()
-    answers = []
-    for start in range(0, len(examples), 64):
-        batch = examples.batch(np.arange(start, min(start + 64, len(examples))))
-        with torch.no_grad():
-            answers.append(model(batch["image"].to(device).float() / 255).argmax(1).cpu().numpy())
-    said, labels = np.concatenate(answers), examples.labels
-    assert labels is not None
-    shown = np.unique(labels)
-    return {
-        "accuracy": float(accuracy_score(labels, said)),
-        "macro_f1": float(f1_score(labels, said, labels=shown, average="macro", zero_division=0.0)),
-        "balanced_accuracy": float(np.mean([np.mean(said[labels == one] == one) for one in shown])),
-    }
-
-
 class _Sweep:
     """The fits and the cells of one run; what is there is used again."""
 
@@ -175,7 +154,7 @@ class _Sweep:
             model = load_student(fitted).to(self.worker.device)
             made = cell.data == DATA[1]
             result = asdict(cell) | {
-                "metrics": scores(model, self.rows.test), "steps": read_card(fitted)["steps"],
+                "metrics": scores(answers(model, self.rows.test), self.rows.test), "steps": read_card(fitted)["steps"],
                 "num_real": self.rows.counts["num_real"], "num_test": len(self.rows.test),
                 "num_synthetic": self.rows.counts["num_synthetic"] if made else 0,
             }  # fmt: skip
@@ -215,7 +194,7 @@ class _Sweep:
             taught = DistillObjective(section, teacher, rows, classes, held_out=arm.labelled.held_out)
             return self._fitted(cell, "taught", section, taught)
         section = self.section.student.model_copy(update=change | {"alpha": 0.0})
-        return self._fitted(cell, "alone", section, _Alone(section, start, rows, classes))
+        return self._fitted(cell, "alone", section, AloneObjective(section, start, rows, classes))
 
     def _start(self, cell: Cell) -> Path:
         """The directory of the weights that a cell begins from, with its card."""
@@ -291,7 +270,7 @@ class _Sweep:
         )  # fmt: skip
 
 
-class _Alone(TeacherObjective):
+class AloneObjective(TeacherObjective):
     """A student without a teacher: cross-entropy on the crops that a taught one sees."""
 
     def __init__(self, section: FitSection, start: Path, examples: ImageExamples, classes: list[str]) -> None:

@@ -48,7 +48,7 @@ def rows_of(corpus: pa.Table, samples: pa.Table, image_size: int, *, pretrain_on
     _check_groups(corpus)
     made = accepted_rows(samples)
     kin = _kin_of_held_out(corpus, made)
-    made = made.filter(pa.array([not one for one in kin]))
+    made = made.filter(pa.array([not one for one in kin], pa.bool_()))
     if not len(made):
         raise ValueError("dermae-table must have accepted samples, got none; synthesize some first.")
     arms = {name: diagnosed(corpus, chosen, image_size) for name, chosen in zip(DATA, (None, made), strict=True)}
@@ -93,7 +93,8 @@ def _check_groups(corpus: pa.Table) -> None:
     for group, split in zip(corpus["group_id"].to_pylist(), corpus["split"].to_pylist(), strict=True):
         if group is not None and split is not None and split_of.setdefault(group, split) != split:
             raise ValueError(
-                f"a group must be of one split, got {group} in {split_of[group]} and in {split}; ingest the corpus anew."
+                f"a group must be of one split, got {group} in {split_of[group]} and in {split}; ingest the corpus "
+                "anew."
             )
 
 

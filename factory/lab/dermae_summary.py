@@ -9,7 +9,7 @@ from factory.lab.intervals import over_seeds
 from factory.recipe import DermaeSection
 
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy")
-TITLES = {"large": "teacher", "base": "student", "small": "small student"}
+NETWORKS = ("large", "base", "small")
 # Each factor: the cell's field, what is compared with what, and its name.
 FACTORS = (
     ("data", "real_synthetic", "real", "real + synthetic over real"),
@@ -19,12 +19,13 @@ FACTORS = (
 HOW = (
     "Mean over seeds with 95% t-intervals. Seeds differ in initial weights, order and crops; the test images are the "
     "same, so the intervals do not hold what other test images would say. Differences are paired by seed and averaged "
-    "over the cells that differ in nothing else. No correction for multiplicity. All fits of one kind take equally many "
-    "steps, every class is shown equally often, and the last weights are tested: nothing is chosen on test images. "
-    "F1 is the mean over the classes that the test images show."
+    "over the cells that differ in nothing else. No correction for multiplicity. All fits of one kind take equally "
+    "many steps, every class is shown equally often, and the last weights are tested: nothing is chosen on test "
+    "images. F1 is the mean over the classes that the test images show."
 )
 NOTES = (
-    "The test images are the corpus's own: another clinic's may be harder (PAPERS: DME-L2).",
+    "The test images are the corpus's own; those of another clinic may be harder.",
+    "A network that is no ViT has no pre-training of its own: MAE is there its teacher's start.",
     "Only a small CNN stays under one GFLOP at 224 px; the operations of each network are in the table.",
 )
 SHARED = "All seeds share one pre-training, whose own spread the intervals leave out."
@@ -39,7 +40,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """The table as plain data: `rows` (24), `differences`, `networks`, `counts`, and how to read them."""
     rows = []
-    for network in TITLES:
+    for network in NETWORKS:
         for data in ("real", "real_synthetic"):
             for start in ("given", "mae"):
                 for taught in (False, True):
@@ -62,7 +63,7 @@ def _row(cells: Sequence[Mapping[str, Any]], which: Mapping[str, Any], reason: s
 def _differences(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The effect of each factor on each network, with a verdict that an interval clear of zero alone can give."""
     found = []
-    for network in TITLES:
+    for network in NETWORKS:
         own = {_key(cell): cell["metrics"] for cell in cells if cell["network"] == network}
         for field, high, low, title in FACTORS:
             by_seed: dict[int, list[Mapping[str, float]]] = {}
@@ -99,15 +100,17 @@ def table_lines(summary: Mapping[str, Any]) -> list[str]:
         about = summary["networks"][row["network"]]
         start = "MAE" if row["start"] == "mae" else about["given"]
         data = "real + synthetic" if row["data"] == "real_synthetic" else "real"
-        name = f"{about['model']:<24} {data:<16} {start:<8} {'taught' if row['taught'] else 'alone':<6}"
+        name = (
+            f"{row['network']:<6}{about['model']:<23} {data:<16} {start:<8} {'taught' if row['taught'] else 'alone':<6}"
+        )
         if "not_run" in row:
             lines.append(f"{name}  {row['not_run']}")
         else:
             lines.append(f"{name}  accuracy {_text(row['accuracy'])}  macro-F1 {_text(row['macro_f1'])}")
     for row in summary["differences"]:
         said = row["macro_f1"]
-        model = summary["networks"][row["network"]]["model"]
-        lines.append(f"{model:<24} {row['title']:<27} macro-F1 {_text(said, '+')}  {said['verdict']}")
+        name = f"{row['network']:<6}{summary['networks'][row['network']]['model']:<23}"
+        lines.append(f"{name} {row['title']:<27} macro-F1 {_text(said, '+')}  {said['verdict']}")
     return lines
 
 

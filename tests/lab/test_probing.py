@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score
 
 from factory import images
 from factory.fits.examples import ImageExamples
@@ -51,7 +50,7 @@ def test_scores_count_only_the_classes_that_are_shown() -> None:
     found = scores(said, examples)
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["macro_f1"] == pytest.approx((2 * 2 / 6 + 2 * 1 / 3) / 2)  # 2 TP / (2 TP + FP + FN)
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(examples.labels, said))
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
 def test_answers_come_in_the_order_of_the_images() -> None:

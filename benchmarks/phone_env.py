@@ -2,7 +2,8 @@
 
 A tiny ViT is pre-trained on the training images for some steps, teaches a small CNN, and the CNN is exported as ONNX
 and as int8. Another Python, which has onnxruntime, Pillow and NumPy and no torch, then classifies every validation
-picture from its JPEG file. Its verdicts are compared with the torch model's, whose pictures the factory decoded and resized.
+picture from its JPEG file. Its verdicts are compared with the torch model's, whose pictures the factory decoded and
+resized.
 
     uv venv /tmp/phone-env && uv pip install --python /tmp/phone-env/bin/python onnxruntime pillow numpy
     python benchmarks/phone_env.py --isic2017 PATH --python /tmp/phone-env/bin/python      # wants dermafactory[export]

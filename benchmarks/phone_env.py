@@ -3,7 +3,8 @@
 A tiny ViT is pre-trained on the training images for some steps, teaches a small CNN, and the CNN is exported as ONNX
 and as int8. Another Python, which has onnxruntime, Pillow and NumPy and no torch, then classifies every validation
 picture from its JPEG file. Its verdicts are compared with the torch model's, whose pictures the factory decoded and
-resized.
+resized. What the file itself changes and what resizing changes are told apart: the file is also asked about the very
+pixels of the torch model, and the torch model about pixels that are off by at most one of 255.
 
     uv venv /tmp/phone-env && uv pip install --python /tmp/phone-env/bin/python onnxruntime pillow numpy
     python benchmarks/phone_env.py --isic2017 PATH --python /tmp/phone-env/bin/python      # wants dermafactory[export]
@@ -111,7 +112,13 @@ def main() -> None:
         folder = Path(place)
         pixels = read([paths[row] for row in chosen], asked.size)
         model = student_of(pixels, [labels[row] for row in chosen], asked, folder)
-        expected = export.original(model, True)(read(shown, asked.size))
+        held_out = read(shown, asked.size)
+        expected = export.original(model, True)(held_out)
+        noise = np.random.default_rng(0).integers(-1, 2, held_out.shape)
+        nudged = np.clip(held_out.astype(int) + noise, 0, 255).astype(np.uint8)
+        result["torch_on_pixels_off_by_one"] = export.compared(
+            lambda given: expected, lambda given: export.original(model, True)(nudged), held_out, len(held_out)
+        )
         result["torch_accuracy"] = float(np.mean(expected.argmax(1) == truth))
         known = {"image_size": asked.size, "input": "uint8 RGB (B, S, S, 3)", "classes": CLASSES}
         for kind in ("onnx", "int8"):
@@ -120,6 +127,7 @@ def main() -> None:
             export.export(model, kind, file, asked.size, known, uint8=True, calibration=given)
             answered = asked_elsewhere(asked.python, file, shown)
             result[kind] = {
+                "on_the_same_pixels": export.compared(export.original(model, True), export.opened(file), held_out),
                 "agreement": float(np.mean(answered.argmax(1) == expected.argmax(1))),
                 "max_difference": float(np.abs(answered - expected).max()),
                 "accuracy": float(np.mean(answered.argmax(1) == truth)), "bytes": file.stat().st_size,

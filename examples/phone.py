@@ -1,6 +1,6 @@
-"""Asks an exported model about one picture, with ONNX Runtime and Pillow alone: no torch, no factory.
+"""Asks an exported model about pictures, with ONNX Runtime and Pillow alone: no torch, no factory.
 
-    python examples/phone.py model.onnx lesion.jpg
+    python examples/phone.py model.onnx lesion.jpg [more.jpg ...]
 
 Made by `factory export distill --run RUN --out model.onnx`. A research model, not a medical device.
 """
@@ -15,19 +15,22 @@ import onnxruntime
 from PIL import Image
 
 
-def main(model: str, picture: str) -> None:
+def main(model: str, *pictures: str) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     size = int(about["image_size"])
-    image = Image.open(picture).convert("RGB")
-    # As in training: squeezed to a square; shrinking averages areas, growing is cubic.
-    way = Image.Resampling.BOX if size * size < image.width * image.height else Image.Resampling.BICUBIC
-    pixels = np.asarray(image.resize((size, size), way))[None]  # (1, S, S, 3) uint8
-    if about["input"].startswith("float32"):
-        pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255  # (1, 3, S, S)
-    (found,) = session.run(None, {"images": pixels})  # (1, K)
-    for share, name in sorted(zip(found[0], json.loads(about["classes"]), strict=True), reverse=True):
-        print(f"{share:6.1%}  {name}")
+    for picture in pictures:
+        image = Image.open(picture).convert("RGB")
+        # As in training: squeezed to a square; shrinking averages areas, growing is cubic.
+        way = Image.Resampling.BOX if size * size < image.width * image.height else Image.Resampling.BICUBIC
+        pixels = np.asarray(image.resize((size, size), way))[None]  # (1, S, S, 3) uint8
+        if about["input"].startswith("float32"):
+            pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255  # (1, 3, S, S)
+        (found,) = session.run(None, {"images": pixels})  # (1, K)
+        if len(pictures) > 1:
+            print(picture)
+        for share, name in sorted(zip(found[0], json.loads(about["classes"]), strict=True), reverse=True):
+            print(f"{share:6.1%}  {name}")
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def synthesize(
 
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="worth, gate, captions or near_copies.")],
+    name: Annotated[str, typer.Argument(help="worth, gate, captions, near_copies or dermae-table.")],
     run: RunOption,
     others: Annotated[
         list[str] | None,

@@ -19,7 +19,7 @@ from factory.models.weights import check_classes, family_of, generator_digest, t
 from factory.recipe import Recipe
 from factory.run import Run
 
-EVALUATIONS = ("gate", "captions", "near_copies", "worth")
+EVALUATIONS = ("gate", "captions", "near_copies", "worth", "dermae-table")
 STEPS = ("ingest", "caption", "fit", "plan", "synthesize", "encoders", "evaluate", "release")
 
 Echo = Callable[[str], None]
@@ -200,7 +200,7 @@ def export(uri: str, name: str, kind: str, out: Path, uint8: bool = True, echo: 
 def evaluate(
     run: Run, recipe: Recipe, name: str, others: Sequence[str] = (), reviews: Sequence[Path] = (), echo: Echo = print
 ) -> None:
-    """One of `gate`, `captions`, `near_copies`, `worth`: the result goes to lab/ and into the report.
+    """One of `gate`, `captions`, `near_copies`, `worth`, `dermae-table`: the result goes to lab/ and into the report.
 
     For `captions`, `others` are runs whose captions are compared with this one's, and `reviews` are raters' files:
     with those nothing is measured anew, they are imported.
@@ -219,6 +219,7 @@ def evaluate(
         return study.prepare(run, others, section.caption_images, section.caption_seed, echo)
     {
         "gate": _evaluate_gate, "near_copies": _evaluate_near_copies, "worth": _evaluate_worth,
+        "dermae-table": _evaluate_dermae,
     }[taxonomy.check(name, EVALUATIONS, "evaluate")](run, recipe, echo)  # fmt: skip
 
 
@@ -311,6 +312,14 @@ def _evaluate_worth(run: Run, recipe: Recipe, echo: Echo) -> None:
         copies=copies,
         progress=echo,
     )
+
+
+def _evaluate_dermae(run: Run, recipe: Recipe, echo: Echo) -> None:
+    from factory.lab.dermae import run_table
+
+    directory = run.local_dir("evaluate dermae-table")
+    tables = run.table("corpus").read(), run.table("samples").read()
+    run_table(run.store, directory, *tables, recipe.evaluate.dermae, progress=echo)
 
 
 def _num_accepted(run: Run) -> int:

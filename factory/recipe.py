@@ -18,6 +18,7 @@ from pydantic import Field
 from factory.sections.base import Count, Natural, Positive, Section, Share
 from factory.sections.caption import CaptionSection, HttpSection
 from factory.sections.corpus import CorpusSection, PhantomSection
+from factory.sections.dermae import DermaeSection, NetworkSection
 from factory.sections.fits import (
     ClassesSection,
     DistillSection,
@@ -34,11 +35,11 @@ from factory.sections.fits import (
 from factory.sections.plan import BackgroundsSection, PlanSection
 
 __all__ = [
-    "FINGERPRINTS", "BackgroundsSection", "CaptionSection", "ClassesSection", "CorpusSection", "DistillSection",
-    "EvaluateSection", "FinetuneSection", "FitSection", "FitsSection", "FluxSection", "GateFitSection",
-    "GateSection", "HttpSection", "InpaintSection", "JointSection", "LoraSection", "MaeSection", "Mistake",
-    "PhantomSection", "PlanSection", "Recipe", "RecipeError", "ReleaseSection", "Section", "SynthesizeSection",
-    "WorthSection", "json_schema", "load", "resolved_yaml",
+    "FINGERPRINTS", "BackgroundsSection", "CaptionSection", "ClassesSection", "CorpusSection", "DermaeSection",
+    "DistillSection", "EvaluateSection", "FinetuneSection", "FitSection", "FitsSection", "FluxSection",
+    "GateFitSection", "GateSection", "HttpSection", "InpaintSection", "JointSection", "LoraSection", "MaeSection",
+    "Mistake", "NetworkSection", "PhantomSection", "PlanSection", "Recipe", "RecipeError", "ReleaseSection",
+    "Section", "SynthesizeSection", "WorthSection", "json_schema", "load", "resolved_yaml",
 ]  # fmt: skip
 
 
@@ -94,6 +95,7 @@ class EvaluateSection(Section):
     caption_images: Count = 100  # images that captioners are compared on and raters review
     caption_seed: Natural = 0  # which images, and in which order a rater sees them and their captions
     worth: WorthSection = WorthSection()
+    dermae: DermaeSection = DermaeSection()
 
 
 class ReleaseSection(Section):

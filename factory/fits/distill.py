@@ -45,7 +45,9 @@ class TeacherObjective:
 
     def build(self) -> Normalised:
         card = read_card(self.encoder)
-        return _seeded(self.seed, card["architecture"], self.num_classes, card["image_size"], self.encoder)
+        return _seeded(
+            self.seed, card["architecture"], self.num_classes, card["image_size"], self.encoder / "model.safetensors"
+        )
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         logits = model(augment(batch["image"], noise, MIN_AREA))  # (B, K)
@@ -101,7 +103,8 @@ class DistillObjective:
     def build(self) -> TeacherStudent:
         """Fits the teacher, if there is none, then returns it frozen beside a fresh student."""
         s, size = self.section, self.images.image_size
-        student = _seeded(s.seed, s.student, len(self.classes), size, None)
+        begun = None if s.student_weights is None else checkpoint_at(s.student_weights, "fit.distill.student_weights")
+        student = _seeded(s.seed, s.student, len(self.classes), size, begun)
         teacher = self._teacher() if s.teacher is None else load_student(self.encoder)
         if s.targets == "whole_image":
             self.images.also["teacher"] = kept_answers(Teacher(teacher, size), self.images.encoded, self.store)
@@ -184,6 +187,17 @@ def load_student(directory: Path) -> Normalised:
     weights = directory / "model.safetensors"
     options = card.get("options", {})
     return build_classifier(card["architecture"], len(card["classes"]), card["image_size"], weights, **options).eval()
+
+
+def checkpoint_at(named: str, field: str) -> Path:
+    """The checkpoint that a recipe's field names. Raises ValueError if it is not there or not safetensors."""
+    path = Path(named)
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(
+            f"{field} must be a .safetensors file that is there, got {named}; `factory convert` makes one of a pickled "
+            "checkpoint."
+        )
+    return path
 
 
 def _check_teacher(directory: Path, classes: list[str]) -> None:
@@ -271,11 +285,12 @@ def diagnosed(corpus: pa.Table, samples: pa.Table | None, size: int, *, balanced
         "licences": sorted(set(real["licence"].to_pylist()) - {None}),
     }  # fmt: skip
     examples = ImageExamples(encoded, size, labels, balanced=balanced)
-    return Diagnosed(examples, classes, _held_out(corpus, classes, size), provenance)
+    return Diagnosed(examples, classes, held_out_rows(corpus, classes, size), provenance)
 
 
-def _held_out(corpus: pa.Table, classes: list[str], size: int) -> ImageExamples:
-    kept = pc.and_(pc.equal(corpus["split"], "val"), pc.equal(corpus["outcome"], records.ACCEPTED))
+def held_out_rows(corpus: pa.Table, classes: list[str], size: int, split: str = "val") -> ImageExamples:
+    """The accepted images of a split whose diagnosis is among the classes."""
+    kept = pc.and_(pc.equal(corpus["split"], split), pc.equal(corpus["outcome"], records.ACCEPTED))
     rows = with_images(corpus.filter(pc.and_(kept, pc.is_in(corpus["diagnosis"], pa.array(classes, pa.string())))))
     return ImageExamples(image_bytes(rows), size, [classes.index(name) for name in rows["diagnosis"].to_pylist()])
 
@@ -284,11 +299,10 @@ def _labelled(table: pa.Table) -> pa.Table:
     return table.filter(pc.is_valid(table["diagnosis"]))
 
 
-def _seeded(seed: int, name: str, num_classes: int, image_size: int, encoder: Path | None) -> Normalised:
+def _seeded(seed: int, name: str, num_classes: int, image_size: int, checkpoint: Path | None) -> Normalised:
     """A classifier whose fresh weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        checkpoint = None if encoder is None else encoder / "model.safetensors"
         return build_classifier(name, num_classes, image_size, checkpoint)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory.fits.card import digest_of, read_card, write_card
-from factory.fits.distill import diagnosed, load_student, save_timm
+from factory.fits.distill import checkpoint_at, diagnosed, load_student, save_timm
 from factory.fits.examples import ImageExamples, augment
 from factory.fits.mixing import mixed
 from factory.fits.objective import Examples, RowNoise
@@ -137,13 +137,7 @@ def finetune_objective(
 
 def checkpoint_of(section: FinetuneSection) -> Path:
     """The checkpoint that a section names. Raises ValueError if it is not there or not safetensors."""
-    path = Path(section.weights or "")
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise ValueError(
-            f"fit.finetune.weights must be a .safetensors file that is there, got {section.weights}; `factory convert` "
-            "makes one of a pickled checkpoint."
-        )
-    return path
+    return checkpoint_at(section.weights or "", "fit.finetune.weights")
 
 
 def _patch_size(weights: Path) -> int:

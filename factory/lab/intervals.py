@@ -49,3 +49,13 @@ def cross_validated(values: Sequence[float], folds: int, bounds: tuple[float, fl
         "mean": mean, "n": n, "low": max(least, mean - wide), "high": min(most, mean + wide),
         "plain_low": max(least, mean - plain), "plain_high": min(most, mean + plain),
     }  # fmt: skip
+
+
+def over_seeds(values: Sequence[float], bounds: tuple[float, float]) -> dict[str, float | int | None]:
+    """Mean over seeds with its t-interval, cut at the `bounds` that no value can pass; null for fewer than two."""
+    n = len(values)
+    mean = float(np.mean(values)) if n else None
+    if n < 2 or mean is None:
+        return {"mean": mean, "n": n, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return {"mean": mean, "n": n, "low": max(bounds[0], mean - half), "high": min(bounds[1], mean + half)}

@@ -2,8 +2,8 @@
 
 What the lab measured lies in RUN/lab as JSON, as its functions return it: `worth.json` (`lab.worth.run_worth`),
 `near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` and `caption_accuracy.json` (`lab.truth`),
-`caption_comparison.json` (`lab.captions.compare`), `caption_review.json` (`lab.reviews.summarize`) and `scaling.json`
-(`runtime.scaling.measure`).
+`caption_comparison.json` (`lab.captions.compare`), `caption_review.json` (`lab.reviews.summarize`), `scaling.json`
+(`runtime.scaling.measure`) and `dermae_table.json` (`lab.dermae.run_table`).
 What is absent is None, and the report says which command makes it.
 """
 
@@ -54,8 +54,8 @@ class ReportInputs:
     corpus, captions, plan, samples: rows without pictures, or None where the table is not sealed. corpus_facts: what
     is counted on the corpus.
     shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
-    worth, gate, caption_accuracy, near_copies, caption_attributes, caption_comparison, caption_review,
-    scaling: what the lab returned, or None.
+    worth, gate, caption_accuracy, near_copies, caption_attributes, caption_comparison, caption_review, scaling,
+    dermae: what the lab returned, or None.
     """
 
     facts: RunFacts
@@ -76,6 +76,7 @@ class ReportInputs:
     caption_comparison: dict[str, Any] | None = None
     caption_review: dict[str, Any] | None = None
     scaling: dict[str, Any] | None = None
+    dermae: dict[str, Any] | None = None
 
     @property
     def phantom(self) -> bool:
@@ -110,6 +111,7 @@ def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = 
         caption_comparison=read_json(store, "lab/caption_comparison.json"),
         caption_review=read_json(store, "lab/caption_review.json"),
         scaling=read_json(store, "lab/scaling.json"),
+        dermae=read_json(store, "lab/dermae_table.json"),
     )
 
 

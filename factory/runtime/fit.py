@@ -143,12 +143,15 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     if name in ("mae", "finetune", "distill") and run.table("samples").manifest() is not None:
         tables = (*tables, "samples")
     if name in ("finetune", "distill"):
+        from factory.fits.distill import checkpoint_at
         from factory.fits.finetune import checkpoint_of
 
         source = _source(run, recipe, name)
         found["encoder"] = (
             digest_of(checkpoint_of(recipe.fit.finetune)) if source is None else read_card(source)["digest"]
         )
+    if name == "distill" and recipe.fit.distill.student_weights is not None:
+        found["student"] = digest_of(checkpoint_at(recipe.fit.distill.student_weights, "fit.distill.student_weights"))
     return found | {"tables": {table: run.table(table).digest() for table in tables}}
 
 

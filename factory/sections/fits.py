@@ -152,6 +152,7 @@ class DistillSection(FitSection):
     """Distillation of the fine-tuned MAE encoder, or of a teacher that is there, into a phone-size student."""
 
     student: str = "mobilenetv3_small_050"  # any timm model
+    student_weights: str | None = None  # a timm checkpoint (.safetensors) of it to begin from; null: random weights
     teacher: str | None = None  # weights of the run (finetune-...) or a directory; null: fitted from fit.mae's encoder
     targets: Literal["same_crop", "whole_image"] = "same_crop"  # whole_image: asked once for each image, and kept
     feature_weight: Annotated[float, Field(ge=0.0)] = 0.0  # of the error of the teacher's pooled features

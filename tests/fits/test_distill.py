@@ -153,3 +153,55 @@ def test_one_diagnosis_alone_is_refused(encoder: Path, corpus: pa.Table) -> None
 
     with pytest.raises(ValueError, match="at least two diagnoses to tell apart, got \\['nevus'\\]"):
         _objective(encoder, corpus.filter(pc.equal(corpus["diagnosis"], "nevus")), None)
+
+
+def test_a_student_begins_from_its_checkpoint_and_one_of_another_width_is_refused(
+    encoder: Path, corpus: pa.Table, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from factory.models.classifier import build_classifier
+
+    path = tmp_path / "student.safetensors"
+    save_file(build_classifier("test_efficientnet", 5, 32).model.state_dict(), path)  # a head of other classes
+    change = {"student_weights": str(path), "teacher_steps": 1}
+    section = SECTION.model_copy(update=change)
+    student = distill_objective(section, encoder, corpus, log=lambda line: None).build().student.state_dict()
+    known = load_file(path)
+    assert all(
+        torch.equal(student[f"model.{name}"], value) for name, value in known.items() if "classifier" not in name
+    )
+    assert student["model.classifier.weight"].shape[0] == 2
+    for name, words in (
+        ("mobilenetv3_small_050", "checkpoint must hold the weights of this model at this size, got .* differs in"),
+        ("test_efficientnet", r"fit\.distill\.student_weights must be a \.safetensors file that is there, got .*gone"),
+    ):
+        weights = str(path) if "mobile" in name else str(tmp_path / "gone.safetensors")
+        wrong = section.model_copy(update={"student": name, "student_weights": weights})
+        with pytest.raises(ValueError, match=words):
+            distill_objective(wrong, encoder, corpus, log=lambda line: None).build()
+
+
+def test_a_class_that_training_has_not_is_left_out_and_one_with_one_example_is_shown_as_often(
+    encoder: Path, corpus: pa.Table
+) -> None:
+    rows = [row for row in corpus.to_pylist() if row["diagnosis"] is not None]
+    kept = [row for row in rows if row["diagnosis"] == "nevus" or row["split"] == "val" or row["row_id"] == "r8"]
+    kept.append(rows[0] | {"row_id": "other", "diagnosis": "vascular"})  # of the validation split alone
+    objective = _objective(encoder, records.rows_to_table("corpus", kept), None)
+    assert objective.classes == ["melanoma", "nevus"]
+    labels = objective.images.labels[objective.images.order]  # type: ignore[index]
+    assert (labels == 0).sum() == (labels == 1).sum() == 8
+    assert objective.held_out is not None and len(objective.held_out) == 6
+
+
+def test_a_loss_that_is_not_finite_stops_a_student_with_the_last_good_checkpoint_named(
+    encoder: Path, corpus: pa.Table, tmp_path: Path
+) -> None:
+    change = {"learning_rate": 1e30, "warmup_steps": 0, "steps": 30, "checkpoint_every": 1, "teacher_steps": 1}
+    section = SECTION.model_copy(update=change)
+    objective = distill_objective(section, encoder, corpus, log=lambda line: None)
+    with pytest.raises(
+        ValueError, match=r"the loss must stay finite, got .* The last checkpoint, of step \d+, is good"
+    ):
+        train(objective, section, tmp_path)

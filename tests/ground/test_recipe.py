@@ -41,7 +41,7 @@ def test_the_file_goes_over_the_defaults_and_set_goes_over_the_file(tmp_path: Pa
     assert (found.plan.count, found.plan.size, found.plan.seed) == (40, 64, 0)
 
 
-@pytest.mark.parametrize("name", ["smoke", "demo"])
+@pytest.mark.parametrize("name", ["smoke", "demo", "dermae"])
 def test_the_named_recipes_load_and_are_listed(name: str) -> None:
     assert load(name, []) != Recipe()
     assert name in recipe_yaml.recipe_names()

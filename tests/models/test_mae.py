@@ -153,6 +153,7 @@ def test_a_saved_autoencoder_comes_back_whole(mae: MaskedAutoencoder, tmp_path: 
     ("arguments", "words"),
     [
         (("mobilenetv3_small_050", 32, 8, 32), "plain VisionTransformer of timm, got 'mobilenetv3_small_050'"),
+        (("test_vit", 4, 8, 32), "image_size must be at least a patch, got 4 and patch_size 8"),
         (("test_vit", 36, 8, 32), "multiple of patch_size, got 36 and 8"),
         (("test_vit", 32, 8, 40), "decoder_width must be a multiple of 32, got 40; use 32"),
     ],

@@ -154,6 +154,9 @@ def test_what_was_measured_is_on_the_page(full_run: TinyRun) -> None:
         "melanoma 8, nevus 12. Left out: failed 2.", "Asymmetry (0 to 1) 0.200 0.100 71.0% 60.0% to 82.0%",
         "black 50.0% 25.0%",
         "1 of 28 checked samples ( 3.6%", "s1 r1 0.981 yes", "By features it is 0.974.",
+        "net-base base real + synthetic random taught 0.655 (0.591 to 0.719) 0.655 (0.591 to 0.719)",
+        "net-small small real MAE alone not run: not a vit", "real + synthetic over real net-large large 0.100",
+        "net-small small 1,000 2.500 224 px", "Tested on 20 real images", "3 samples with a parent among held-out",
         "A release of this run is bound by Apache-2.0", "isic2017 corpus CC0 no", "lora-joint", "1,234,567",
     ):  # fmt: skip
         assert " ".join(expected.split()).replace(" ", "") in words.replace(" ", ""), expected

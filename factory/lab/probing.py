@@ -1,0 +1,90 @@
+"""What a classifier answers, and what a frozen encoder's features tell: a linear probe and nearest neighbours.
+
+N images  D encoder width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from factory.fits.examples import ImageExamples
+from factory.models.classifier import Normalised
+
+NEIGHBOURS = 20
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of a probe's regularisation (C); chosen by cross-validation on its own rows
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+def answers(model: nn.Module, examples: ImageExamples) -> Rows:
+    """The class (N,) that a classifier says of whole images."""
+    return np.concatenate([found.argmax(1) for found in _batches(model, examples, model)])
+
+
+def features(encoder: Normalised, examples: ImageExamples) -> Floats:
+    """The mean of a timm ViT's patch tokens, (N, D), of whole images."""
+    vit = encoder.model
+
+    def pooled(pixels: Tensor) -> Tensor:
+        tokens = vit.forward_features((pixels - encoder.mean) / encoder.std)  # (B, P + L, D)
+        found: Tensor = tokens[:, vit.num_prefix_tokens :].mean(1)
+        return found
+
+    return np.concatenate(list(_batches(encoder, examples, pooled)))
+
+
+def scores(said: Rows, examples: ImageExamples) -> dict[str, float]:
+    """Accuracy, F1 averaged over the classes that the images show, and balanced accuracy, of answers (N,)."""
+    from sklearn.metrics import f1_score
+
+    labels = examples.labels
+    assert labels is not None
+    shown = np.unique(labels)
+    return {
+        "accuracy": float(np.mean(said == labels)),
+        "macro_f1": float(f1_score(labels, said, labels=shown, average="macro", zero_division=0.0)),
+        "balanced_accuracy": float(np.mean([np.mean(said[labels == one] == one) for one in shown])),
+    }
+
+
+def linear_probe(encoder: Normalised, train: ImageExamples, test: ImageExamples) -> dict[str, float]:
+    """Scores on `test` of a logistic regression, classes weighed alike, on frozen features of `train`."""
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    fitted = LogisticRegressionCV(
+        Cs=STRENGTHS, cv=3, class_weight="balanced", scoring="balanced_accuracy", max_iter=2000, l1_ratios=(0.0,),
+        use_legacy_attributes=False,
+    )  # fmt: skip
+    return _probed(make_pipeline(StandardScaler(), fitted), encoder, train, test)
+
+
+def nearest_neighbours(encoder: Normalised, train: ImageExamples, test: ImageExamples) -> dict[str, float]:
+    """Scores on `test` of the vote of the nearest images of `train` by the cosine of their features."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    count = min(NEIGHBOURS, len(train.encoded))
+    return _probed(KNeighborsClassifier(count, metric="cosine", weights="distance"), encoder, train, test)
+
+
+def _probed(learner: Any, encoder: Normalised, train: ImageExamples, test: ImageExamples) -> dict[str, float]:
+    assert train.labels is not None
+    learner.fit(features(encoder, train), train.labels[train.order])
+    return scores(learner.predict(features(encoder, test)), test)
+
+
+def _batches(model: nn.Module, examples: ImageExamples, call: Callable[[Tensor], Tensor]) -> Iterator[Any]:
+    device = next(model.parameters()).device
+    model.eval()
+    for start in range(0, len(examples), 64):
+        batch = examples.batch(np.arange(start, min(start + 64, len(examples))))
+        with torch.no_grad():
+            yield call(batch["image"].to(device).float() / 255).cpu().numpy()

@@ -31,11 +31,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "release": _BELOW_RUNTIME,
     "runtime": _BELOW_RUNTIME | {"gateway"},
     "study": _BELOW_RUNTIME | {"lab", "release"},  # a step of the line that has a file of its own
-    "line": _BELOW_RUNTIME | {"lab", "release", "runtime", "study"},
+    "evaluations": _BELOW_RUNTIME | {"lab", "release", "runtime", "study"},  # and this one
+    "line": _BELOW_RUNTIME | {"lab", "release", "runtime", "evaluations"},
     "cli": _BELOW_RUNTIME | {"lab", "release", "runtime", "line", "cli_gate"},
     "cli_gate": _BELOW_RUNTIME | {"gateway", "runtime"},  # a command with commands of its own
 }
-LIGHT = {"ground", "cli", "cli_gate", "line"}  # what is imported before a request is known to be right
+LIGHT = {"ground", "cli", "cli_gate", "evaluations", "line"}  # what is imported before a request is known to be right
 HEAVY = {"torch", "torchvision", "ray", "diffusers", "transformers", "timm", "peft", "pandas"}
 MODULES = sorted(path for path in (ROOT / "factory").rglob("*.py") if path.name != "__init__.py")
 

@@ -1,0 +1,151 @@
+"""The evaluations of a run by name: what each reads, which experiment of `lab/` it is, and where its result goes.
+
+gate          lab/gate_accuracy.json       the gate on planted faults of phantoms that no fit has seen
+captions      lab/caption_*.json           measurements by diagnosis, the phantoms' truth, captioners compared
+near_copies   lab/near_copies.json         samples that are almost a training image
+worth         lab/worth.json               what the samples add to a downstream model
+dermae-table  lab/dermae_table.json        encoders by rows, start and teacher
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from factory import records
+from factory.recipe import Recipe
+from factory.run import Run
+
+EVALUATIONS = ("gate", "captions", "near_copies", "worth", "dermae-table")
+
+Echo = Callable[[str], None]
+
+
+def evaluate(
+    run: Run, recipe: Recipe, name: str, others: Sequence[str] = (), reviews: Sequence[Path] = (), echo: Echo = print
+) -> None:
+    """One of `gate`, `captions`, `near_copies`, `worth`, `dermae-table`: the result goes to lab/ and into the report.
+
+    For `captions`, `others` are runs whose captions are compared with this one's, and `reviews` are raters' files:
+    with those nothing is measured anew, they are imported.
+    """
+    from factory import study, taxonomy
+
+    if name != "captions" and (others or reviews):
+        raise ValueError(f"--with and --reviews must go with `evaluate captions`, got {name}; leave them out.")
+    if others and reviews:
+        raise ValueError("--reviews must come without --with, got both; import files on the study that is there.")
+    if reviews:
+        return study.import_reviews(run, reviews, echo)
+    if name == "captions":
+        _evaluate_captions(run, echo)
+        section = recipe.evaluate
+        return study.prepare(run, others, section.caption_images, section.caption_seed, echo)
+    {
+        "gate": _evaluate_gate, "near_copies": _evaluate_near_copies, "worth": _evaluate_worth,
+        "dermae-table": _evaluate_dermae,
+    }[taxonomy.check(name, EVALUATIONS, "evaluate")](run, recipe, echo)  # fmt: skip
+
+
+def _evaluate_gate(run: Run, recipe: Recipe, echo: Echo) -> None:
+    from factory.lab.truth import gate_accuracy
+
+    result = gate_accuracy(
+        local_validator(run, recipe), seed=97, count=recipe.evaluate.gate_pairs, size=recipe.plan.size
+    )
+    _write(run, "gate_accuracy", result)
+    echo(f"gate        precision {_share(result, 'precision')}, recall {_share(result, 'recall')} on planted faults")
+
+
+def _share(result: dict[str, Any], name: str) -> str:
+    value = result[name]["value"] if isinstance(result[name], dict) else result[name]
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, str | None, float | None]]]:
+    """The gate on images and masks in this process: images (N, H, W, 3) uint8, masks (N, H, W) bool."""
+    import torch
+
+    from factory.models.families import load_denoiser
+    from factory.runtime.weights import weights_of
+    from factory.stages.score import ScoreSamples
+
+    generator, adapter, gate = weights_of(run, recipe)
+    denoiser = load_denoiser(generator, adapter, recipe.plan.generator)
+    score = ScoreSamples(gate, denoiser.vae_digest, recipe.gate)
+
+    def validate(images: Any, masks: Any) -> list[tuple[str, str | None, float | None]]:
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        latents = torch.cat(
+            [
+                denoiser.image_latents(denoiser.encode(p, torch.from_numpy(m)[:, None].float()))
+                for p, m in zip(pixels.split(16), [masks[i : i + 16] for i in range(0, len(masks), 16)], strict=True)
+            ]
+        )
+        return [(j["outcome"], j["reason"], j["scores"].get("iou")) for j in score(latents.numpy(), masks)]
+
+    return validate
+
+
+def _evaluate_captions(run: Run, echo: Echo) -> None:
+    from factory.lab import attributes
+    from factory.lab.truth import captioner_accuracy
+
+    measured = run.table("captions").read(["record_id", "outcome", "colors", *attributes.NUMBERS])
+    found = attributes.by_diagnosis(measured, run.table("corpus").read(["record_id", "diagnosis"]))
+    _write(run, "caption_attributes", found)
+    echo(f"captions    measurements of {found['num_images']} images by diagnosis")
+    corpus = run.table("corpus").read(
+        ["record_id", "outcome", "true_asymmetry", "true_border_irregularity", "true_color_count", "true_colors"]
+    )
+    if corpus["true_asymmetry"].null_count == len(corpus):
+        echo("captions    no truth to compare with: the corpus holds no phantoms")
+        return
+    result = captioner_accuracy(corpus, run.table("captions").read())
+    _write(run, "caption_accuracy", result)
+    echo("captions    compared with the phantoms' truth")
+
+
+def _evaluate_near_copies(run: Run, recipe: Recipe, echo: Echo) -> dict[str, Any]:
+    from factory.lab.lineage import nearest_real, parent_licences
+
+    samples, corpus = run.table("samples").read(), run.table("corpus").read()
+    result = nearest_real(run.store, samples, corpus, image_size=recipe.evaluate.worth.image_size)
+    parent_licences(run.store, samples, corpus)
+    echo(f"near copies {len(result['copies'])} samples flagged")
+    return result
+
+
+def _evaluate_worth(run: Run, recipe: Recipe, echo: Echo) -> None:
+    from factory.lab.worth import run_worth
+
+    if not _num_accepted(run):
+        echo("worth       nothing was accepted, so there is nothing to measure")
+        return
+    copies = _evaluate_near_copies(run, recipe, echo)["copies"]
+    run_worth(
+        run.store,
+        run.table("corpus").read(),
+        run.table("samples").read(),
+        recipe.evaluate.worth,
+        copies=copies,
+        progress=echo,
+    )
+
+
+def _evaluate_dermae(run: Run, recipe: Recipe, echo: Echo) -> None:
+    from factory.lab.dermae import run_table
+
+    directory = run.local_dir("evaluate dermae-table")
+    tables = run.table("corpus").read(), run.table("samples").read()
+    run_table(run.store, directory, *tables, recipe.evaluate.dermae, progress=echo)
+
+
+def _num_accepted(run: Run) -> int:
+    return run.table("samples").counts().get(records.ACCEPTED, 0)
+
+
+def _write(run: Run, name: str, result: dict[str, Any]) -> None:
+    run.store.replace(f"lab/{name}.json", (json.dumps(result, indent=2, sort_keys=True, default=str) + "\n").encode())

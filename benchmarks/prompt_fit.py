@@ -42,7 +42,7 @@ from factory.stages.plan import sample_rows
 from factory.stages.synthesize import SynthesizeSamples
 
 RESULTS = Path(__file__).parent / "results"
-FIT_SEED, LENGTH = 41, 32  # of the phantoms; T5 tokens
+FIT_SEED, LENGTH, LEAST = 41, 32, 16  # of the phantoms; T5 tokens; pixels of a lesion
 SIDE = {"joint": 128, "flux": 32}
 # name: what the two prompts say of (skin type, size)
 CONTRASTS = {
@@ -57,9 +57,11 @@ def said(skin: str | None, size: str | None) -> str:
 
 
 def phantoms(count: int, side: int) -> tuple[list[bytes], list[bytes], list[str]]:
-    """Images, masks and captions; a caption leaves skin or size unsaid in a third of the cases each."""
-    rng, drawn = np.random.default_rng(0), [phantom.draw(FIT_SEED, number, side) for number in range(count)]
-    captions = []
+    """Images, masks and captions; a caption leaves skin or size unsaid in a third of the cases each. Lesions of less
+    than LEAST pixels are left out: nothing can be measured of them."""
+    rng, captions = np.random.default_rng(0), []
+    every = (phantom.draw(FIT_SEED, number, side) for number in range(count))
+    drawn = [one for one in every if one.mask.sum() >= LEAST]
     for one in drawn:
         across = measure(one.image, one.mask).relative_diameter
         skin = taxonomy.SKIN_TYPES[one.skin_type - 1] if rng.random() > 1 / 3 else None

@@ -142,7 +142,8 @@ class Sampler:
     ) -> None:
         """`checkpoints` are shares of a job's calls; one whose verdict would come too late to save a call is left
         out. Without a gate nothing is judged and all that is finite is kept. `decode_batch` is also the shape in
-        which masks are made for the gate, few rows at a time; None: 4, and on a CPU what `rows_at_once` says.
+        which masks are made for the gate, few rows at a time; None: 4 or what `rows_at_once` says on a CPU, at most
+        `slots`.
         `drain` lets slots run empty before another unit begins. `shift` is the denoiser's own at this size unless
         it is given."""
         if slots < 1 or (decode_batch is not None and decode_batch < 1):
@@ -157,7 +158,7 @@ class Sampler:
         self._slots: list[_Slot | None] = [None] * slots
         self._latents = torch.zeros(slots, *denoiser.latent_shape(width, height), device=device)  # (S, C, h, w)
         few = rows_at_once(*self._latents.shape[2:]) if device.type == "cpu" else MOST_DECODED
-        self.decode_batch = few if decode_batch is None else decode_batch
+        self.decode_batch = min(few, slots) if decode_batch is None else decode_batch
         self._previous = torch.zeros_like(self._latents)
         self._condition = self._unconditional.repeat(slots, 1, 1)  # (S, L, D)
         self._guidance = torch.ones(slots, device=device)

@@ -32,7 +32,6 @@ from factory.recipe import GateSection, SynthesizeSection
 
 Row = dict[str, Any]
 CONTEXT_BATCH = 4  # backgrounds are encoded at one shape, so that a sample never depends on its neighbours
-DECODE_BATCH = 4  # at most; a batch shape below it decodes no more at once than it draws
 OUT_OF_MEMORY = "out_of_memory"
 
 
@@ -120,7 +119,6 @@ class SynthesizeSamples:
                 width=size[0],
                 height=size[1],
                 slots=self.slots,
-                decode_batch=min(DECODE_BATCH, self.slots),
                 gate=self.gate,
                 solver=self.section.solver,
                 checkpoints=self.gate_section.checkpoints,

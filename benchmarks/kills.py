@@ -87,6 +87,20 @@ class Driver:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
 
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing that it started is left, however this ends; processes are known by pid and start time."""
+        if self.process.poll() is None:
+            self.kill()
+        for process in self.family:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        psutil.wait_procs(self.family, timeout=30)
+
     def at_work(self, parts: int) -> bool:
         """Waits until so many parts are there; False if the driver has ended by then."""
         while len(parts_of(self.run)) < parts:
@@ -117,47 +131,38 @@ class Driver:
         if self.process.wait():
             raise SystemExit(f"the driver must finish, but ended with {self.process.returncode}; {self.log} says why.")
 
-    def end_family(self) -> None:
-        """Whatever outlived it, and only that: processes are known by pid and start time."""
-        for process in self.family:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
-        psutil.wait_procs(self.family, timeout=30)
-
 
 def killed_drivers(run: Path, kills: int, seed: int) -> dict[str, Any]:
     """A run whose driver is killed so many times; then it is finished."""
     clock, there, at = random.Random(seed), dict[str, str](), list[int]()
     changed = 0
     while len(at) < kills:
-        driver = Driver(run)
-        if driver.at_work(len(parts_of(run)) + 1):
-            time.sleep(clock.uniform(0, 1.0))
-        if driver.process.poll() is not None:
-            raise SystemExit(f"the run must outlast {kills} kills, but was done after {len(at)}; raise --units.")
-        driver.kill()
-        driver.end_family()
+        with Driver(run) as driver:
+            if driver.at_work(len(parts_of(run)) + 1):
+                time.sleep(clock.uniform(0, 1.0))
+            if driver.process.poll() is not None:
+                raise SystemExit(f"the run must outlast {kills} kills, but was done after {len(at)}; raise --units.")
+            driver.kill()
         now = digests(run)
         changed += sum(now.get(name) != digest for name, digest in there.items())
         there = now
         at.append(len(now))
-    last = Driver(run)
-    last.ended()
+    with Driver(run) as last:
+        last.ended()
     return {"kills": kills, "parts_at_each_kill": at, "parts_changed": changed, **accounted(run)}
 
 
 def killed_workers(run: Path, workers: int, units: int, seed: int) -> dict[str, Any]:
     """A run in which workers that draw are killed, and the gate's replica while it is asked."""
-    clock, driver, killed = random.Random(seed), Driver(run), {DRAWS: 0, GATE: 0}
-    for number in range(workers + 1):
-        title = DRAWS if number < workers else GATE
-        if not driver.at_work((number + 1) * units // (workers + 3)):
-            raise SystemExit(f"the driver must be at work, but ended; {driver.log} says why.")
-        time.sleep(clock.uniform(0, 0.5))
-        killed[title] += driver.kill_one(title)
-    driver.ended()
+    clock, killed = random.Random(seed), {DRAWS: 0, GATE: 0}
+    with Driver(run) as driver:
+        for number in range(workers + 1):
+            title = DRAWS if number < workers else GATE
+            if not driver.at_work((number + 1) * units // (workers + 3)):
+                raise SystemExit(f"the driver must be at work, but ended; {driver.log} says why.")
+            time.sleep(clock.uniform(0, 0.5))
+            killed[title] += driver.kill_one(title)
+        driver.ended()
     return {"killed_workers": killed[DRAWS], "killed_gate_replicas": killed[GATE], **accounted(run)}
 
 
@@ -176,7 +181,8 @@ def accounted(run: Path) -> dict[str, Any]:
 def measure(wanted: argparse.Namespace, folder: Path) -> dict[str, Any]:
     recipe = recipe_of(folder, wanted.units)
     calm, drivers, workers = (planned(folder / name, recipe) for name in ("calm", "drivers", "workers"))
-    Driver(calm).ended()
+    with Driver(calm) as driver:
+        driver.ended()
     undisturbed = digests(calm)
     result: dict[str, Any] = {"machine": machine(), "units": wanted.units, "rows_per_unit": ROWS, "seed": wanted.seed}
     result["drivers"] = killed_drivers(drivers, wanted.kills, wanted.seed)

@@ -32,6 +32,7 @@ Echo = Callable[[str], None]
 BEGUN, ENDED = "unit_begun", "unit_ended"
 GOAL = 0.95  # efficiency of N actors against one
 LOOK_S = 0.05
+NOTICE_S = 5.0  # between the word that a machine will be taken away and its end
 
 
 @dataclass(frozen=True)
@@ -215,16 +216,20 @@ def loss_of(run: Run, calm: Run, rows: int) -> dict[str, Any]:
 
 
 class LossOfANode(threading.Thread):
-    """Kills a node once `after` units are there and every node is at work on one, so that there is one to lose."""
+    """Kills a node once `after` units are there and every node is at work on one, so that there is one to lose.
+    notice_s: how long before that Ray is told, as a cloud tells of a spot machine; 0: not at all."""
 
-    def __init__(self, nodes: LocalNodes, run: Run, after: int) -> None:
+    def __init__(self, nodes: LocalNodes, run: Run, after: int, notice_s: float = 0.0) -> None:
         super().__init__(name="loss", daemon=True)
-        self.nodes, self.run_, self.after = nodes, run, after
+        self.nodes, self.run_, self.after, self.notice_s = nodes, run, after, notice_s
         self.over, self.killed_at = threading.Event(), 0.0
 
     def run(self) -> None:
         while not self.over.wait(LOOK_S):
             if len(self.run_.table("samples").parts()) >= self.after and self._all_at_work():
+                if self.notice_s:
+                    self.nodes.announce()
+                    self.over.wait(self.notice_s)
                 self.killed_at = time.time()
                 self.nodes.lose()
                 return
@@ -248,20 +253,26 @@ def measure(folder: Path, setting: Setting, echo: Echo = print) -> dict[str, Any
             echo(told(compared(points)[-1]))
             if count == setting.nodes[-1]:
                 loss = with_a_loss(nodes, planned(folder / "lost", wanted), run, wanted, setting, gate)
-    echo(told_loss(loss))
-    return {"setting": asdict(setting), "points": [asdict(point) for point in compared(points)], "loss": loss}
+                echo(told_loss(loss))
+                nodes.grow_to(count)
+                warned = with_a_loss(nodes, planned(folder / "warned", wanted), run, wanted, setting, gate, NOTICE_S)
+                echo(told_loss(warned))
+    found = {"points": [asdict(point) for point in compared(points)], "loss": loss, "announced_loss": warned}
+    return {"setting": asdict(setting), **found}
 
 
-def with_a_loss(nodes: LocalNodes, run: Run, calm: Run, wanted: Recipe, setting: Setting, gate: Path) -> dict[str, Any]:
+def with_a_loss(
+    nodes: LocalNodes, run: Run, calm: Run, wanted: Recipe, setting: Setting, gate: Path, notice_s: float = 0.0
+) -> dict[str, Any]:
     """The plan of `run` on nodes of which one is killed in the middle. calm: the same plan, undisturbed."""
-    count, loss = len(nodes), LossOfANode(nodes, run, max(1, setting.units // 3))
+    count, loss = len(nodes), LossOfANode(nodes, run, max(1, setting.units // 3), notice_s)
     loss.start()
     try:
         started, over = carried_out(run, wanted, setting.call_s, gate)
     finally:
         loss.over.set()
         loss.join()
-    found = {"nodes": count, "killed_s": loss.killed_at - started, "seconds": over - started}
+    found = {"nodes": count, "notice_s": notice_s, "killed_s": loss.killed_at - started, "seconds": over - started}
     return found | loss_of(run, calm, setting.unit_rows)
 
 
@@ -278,8 +289,9 @@ def told_loss(loss: dict[str, Any]) -> str:
     """The run with a node killed, in one line."""
     outcomes = " + ".join(f"{loss[outcome]} {outcome}" for outcome in records.OUTCOMES)
     return (
-        f"1 of {loss['nodes']} lost  after {loss['killed_s']:.1f} s: {loss['units_redone']} of {loss['units']} units "
-        f"redone ({loss['samples_redone']} samples), {loss['planned']} planned = {outcomes}; "
+        f"1 of {loss['nodes']} lost  {'announced, ' if loss['notice_s'] else ''}"
+        f"after {loss['killed_s']:.1f} s: {loss['units_redone']} of {loss['units']} units redone "
+        f" ({loss['samples_redone']} samples), {loss['planned']} planned = {outcomes}; "
         f"{'no id twice and none missing' if loss['once_each'] else 'ARE NOT ONCE EACH'}, bytes "
         f"{'equal to' if loss['same_bytes'] else 'DIFFERENT FROM'} the undisturbed run's; {loss['seconds']:.1f} s"
     )

@@ -291,7 +291,7 @@ def told_loss(loss: dict[str, Any]) -> str:
     return (
         f"1 of {loss['nodes']} lost  {'announced, ' if loss['notice_s'] else ''}"
         f"after {loss['killed_s']:.1f} s: {loss['units_redone']} of {loss['units']} units redone "
-        f" ({loss['samples_redone']} samples), {loss['planned']} planned = {outcomes}; "
+        f"({loss['samples_redone']} samples), {loss['planned']} planned = {outcomes}; "
         f"{'no id twice and none missing' if loss['once_each'] else 'ARE NOT ONCE EACH'}, bytes "
         f"{'equal to' if loss['same_bytes'] else 'DIFFERENT FROM'} the undisturbed run's; {loss['seconds']:.1f} s"
     )

@@ -8,8 +8,10 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 uv() { if command -v uv >/dev/null 2>&1; then command uv "$@"; else "$python" -m uv "$@"; fi; }
 
 uv venv --quiet --allow-existing --python "$python" "$venv"
-uv pip sync --quiet --python "$venv/bin/python" "$root/requirements.txt"
+# Bytecode now: where Python may not write it, each process of a run would compile its imports anew, for ten seconds.
+uv pip sync --compile-bytecode --quiet --python "$venv/bin/python" "$root/requirements.txt"
 uv pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation --editable "$root"
+"$venv/bin/python" -m compileall -q "$root/factory"
 
 # torchvision's wheels want the CUDA build of torch, which runs on machines without a GPU too.
 if ! "$venv/bin/python" -c "import torchvision, timm" 2>/dev/null; then

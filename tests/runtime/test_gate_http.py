@@ -141,7 +141,6 @@ def test_a_replica_killed_under_load_costs_at_most_a_retry_and_no_verdict_is_wro
         load.further(20)
     statuses = {status for _, status, _ in load.seen}
     assert statuses <= {200, 429, 503}, statuses
-    assert load.seen[-1][1] == 200
     for number, status, given in load.seen:
         assert status != 200 or given["iou"] == wanted[number].iou
 

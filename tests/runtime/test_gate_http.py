@@ -36,7 +36,7 @@ def ask(port: int, body: bytes, token: str | None = None) -> tuple[int, Any]:
     headers = {"Content-Type": "application/json"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/validate", body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -51,7 +51,7 @@ def arguments(tiny_weights: Any, tmp_path_factory: pytest.TempPathFactory) -> ga
     )
     with run.lock():
         run.write_header(recipe)
-    return gate_http.GateArguments(run=run.uri, max_replicas=2, num_cpus=0.1, settings=Settings(answer_s=60.0))
+    return gate_http.GateArguments(run=run.uri, max_replicas=2, num_cpus=0.1, settings=Settings(answer_s=20.0))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,7 @@ class Load:
         goal, deadline = len(self.seen) + count, time.monotonic() + timeout_s
         while len(self.seen) < goal:
             assert time.monotonic() < deadline, "the gate answers no more"
+            assert not any(client.done() for client in self._clients), "a request was dropped"
             time.sleep(0.02)
 
     def __exit__(self, *_: object) -> None:
@@ -134,10 +135,12 @@ def test_a_replica_killed_under_load_costs_at_most_a_retry_and_no_verdict_is_wro
     with Load(port) as load:
         load.further(20)
         os.kill(replica(), signal.SIGKILL)
-        load.further(60)
+        load.further(20)
+        while load.seen[-1][1] != 200:  # until there is another
+            load.further(1)
+        load.further(20)
     statuses = {status for _, status, _ in load.seen}
     assert statuses <= {200, 429, 503}, statuses
-    assert load.seen[-1][1] == 200
     for number, status, given in load.seen:
         assert status != 200 or given["iou"] == wanted[number].iou
 

@@ -65,12 +65,14 @@ def save(path: Path, state: State, step: int, identity: str, *, writes: bool) ->
         staged.replace(path)
 
 
-def load(path: Path, state: State, identity: str, device: torch.device) -> int:
+def load(path: Path, state: State, identity: str, device: torch.device, *, writes: bool = True) -> int:
     """Reads a checkpoint into the state and returns its step, 0 where there is none. Raises ValueError for one of
-    another fit, which is left as it is."""
+    another fit, which is left as it is. writes: whether this worker also cuts the metrics to that step; of workers on
+    one folder one does."""
     metrics = path.with_name(METRICS)
     if not path.exists():
-        metrics.unlink(missing_ok=True)
+        if writes:
+            metrics.unlink(missing_ok=True)
         return 0
     held: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     if held["identity"] != identity:
@@ -90,7 +92,8 @@ def load(path: Path, state: State, identity: str, device: torch.device) -> int:
     best = held["best"]
     state.best_values = {name: as_piece(value, state.trained[name]) for name, value in best["values"].items()}
     state.best_loss, state.best_step, state.stopped = best["loss"], best["step"], held["stopped"]
-    _drop_metrics_after(metrics, int(held["step"]))
+    if writes:
+        _drop_metrics_after(metrics, int(held["step"]))
     return int(held["step"])
 
 

@@ -162,7 +162,9 @@ class _Fit:
         average = {name: p.detach().clone() for name, p in trained.items()} if section.ema_decay else {}
         self.state = State(model, trained, optimizer, average)
         self.identity = checkpoint.identity(objective, section, trained)
-        self.start = checkpoint.load(directory / CHECKPOINT, self.state, self.identity, worker.device)
+        self.start = checkpoint.load(
+            directory / CHECKPOINT, self.state, self.identity, worker.device, writes=worker.rank == 0
+        )
         self.last_good = self.start
         loss = _LossModule(objective, model)
         self.module = loss if worker.shard is not None else worker.wrap(loss)

@@ -83,7 +83,8 @@ class Unit(SynthesizeUnit):
     """The unit without Ray and without a network: `work` makes the rows, the base class does the rest."""
 
     def __init__(self, run: Run, work: Callable[[int, int], None], drive: str = "one", max_attempts: int = 3) -> None:
-        self.run, self.plan, self.section = run, run.table("plan"), SynthesizeSection(max_attempts=max_attempts)
+        self.run, self.section = run, SynthesizeSection(max_attempts=max_attempts)
+        self._of_unit = run.table("plan").finder("unit")
         self.attempts = Attempts(run.store, "samples", drive)
         self.work, self.tries, self.halved = work, 0, 0
         self.synthesize = self  # type: ignore[assignment]  # what `made` asks of the stage is below

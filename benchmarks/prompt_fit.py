@@ -197,7 +197,7 @@ def compared(
     weights: Path, adapter: Path | None, family: str, asked: argparse.Namespace, sheet: Path
 ) -> dict[str, dict[str, Any]]:
     """Each contrast's AUC with its interval and medians; the first samples of each side go to a sheet."""
-    section = PlanSection(generator=family, size=SIDE[family], guidance=asked.guidance, num_inference_steps=20)
+    section = PlanSection(generator=family, size=SIDE[family], guidance=asked.guidance, num_inference_steps=asked.calls)
     synthesis = SynthesizeSection(keep_rejected="image", num_threads=asked.threads, slots=16)
     stage = SynthesizeSamples(weights, adapter, synthesis, GateSection(), None, family=family)
     rows = sample_rows(
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--phantoms", type=int, default=1500)
     parser.add_argument("--count", type=int, default=48, help="samples of each prompt")
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--calls", type=int, default=20, help="of the network for a sample")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/prompt_fit"))
     asked = parser.parse_args()
@@ -265,8 +266,8 @@ def main() -> None:
     after = compared(base, adapter, family, asked, work / "after.png")
     result = {
         "family": family, "steps": asked.steps, "num_phantoms": len(images), "side_px": SIDE[family],
-        "guidance": asked.guidance, "samples_per_prompt": asked.count, "before": before, "after": after,
-        "seconds": round(time.perf_counter() - started),
+        "guidance": asked.guidance, "calls": asked.calls, "samples_per_prompt": asked.count,
+        "before": before, "after": after, "seconds": round(time.perf_counter() - started),
     }  # fmt: skip
     (RESULTS / f"prompt_fit-{family}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"sheets in {work}")

@@ -32,8 +32,8 @@ def checked_directory(directory: str | Path, parts: Sequence[str], kind: str) ->
 def load_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """One part by its class, in eval mode. Nothing is fetched and pickled weights are never read. options: further ones
     of `from_pretrained`."""
-    # The loader's one warning is about `block_out_channels`, which our VAE's config holds for pipelines to find; that of
-    # `.to()` is about an empty list of modules.
+    # The loader's one warning is about `block_out_channels`, which our VAE's config holds for pipelines to find; that
+    # of `.to()` is about an empty list of modules.
     for name in ("configuration_utils", "models.modeling_utils"):
         logging.getLogger(f"diffusers.{name}").setLevel(logging.ERROR)
     disable_progress_bar()  # a bar per part, of files that load in a moment

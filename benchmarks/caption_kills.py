@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ def kill_a_worker(family: list[psutil.Process]) -> str:
     raise SystemExit(f"a process titled {WORKER} must be at work, got none; is another Ray in use?")
 
 
-def ended(family: list[psutil.Process]) -> None:
-    """Whatever outlived the driver, and only that."""
+def ended(family: Collection[psutil.Process]) -> None:
+    """Whatever outlived the driver, and only that: processes are known by pid and start time."""
     for process in family:
         try:
             process.kill()

@@ -33,6 +33,7 @@ from typing import Any
 import free
 import numpy as np
 import psutil
+from caption_kills import ended as end_family
 from corpus_scale import MOST_DRIVER_MIB, MOST_GROWTH_MIB, ObjectStore, object_store, resident
 from free import DIGEST, SynthesizeFree, Ungated
 from ingest_phases import machine, require_disk, steady_rate
@@ -107,7 +108,7 @@ def driven(run: Path, count: int, actors: int, until: int | None) -> dict[str, A
             os.kill(process.pid, signal.SIGKILL)
         time.sleep(EVERY_S)
     ended = time.time()
-    _end(family)
+    end_family(family)
     if process.returncode not in (0, -signal.SIGKILL):
         raise SystemExit(f"the driver must finish, but ended with {process.returncode}; {out.name} says why.")
     began = [float(note.read_text()) for note in run.parent.glob(f"{run.name}-began-*")]
@@ -120,16 +121,6 @@ def driven(run: Path, count: int, actors: int, until: int | None) -> dict[str, A
         "end_s": round(ended - times[-1], 2), "times": times, "driver_mib": driver_memory(samples),
         "object_store": object_store(samples),
     }  # fmt: skip
-
-
-def _end(family: set[psutil.Process]) -> None:
-    """Whatever outlived the driver, and only that: processes are known by pid and start time."""
-    for process in family:
-        try:
-            process.kill()
-        except psutil.Error:
-            continue
-    psutil.wait_procs(family, timeout=30)
 
 
 def driver_memory(samples: list[dict[str, float]]) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 What a caption says is the phantom's truth: how dark the skin is and how much of the view the lesion takes, now one, now
 the other, now both. joint goes on from the shipped starter, which was never told a size. flux has nothing before it: a
-small FLUX.1 of the real classes first learns to draw phantoms (VAE, then transformer, without prompts and then with
-those of other images); the fit that is measured, a LoRA on all its linear layers, learns what the words mean.
+small FLUX.1 of the real classes first learns to draw phantoms (VAE, then transformer), told of their skin alone and in
+words ("dark skin"); the fit that is measured is a LoRA on all linear layers of its blocks. Its captions use those words
+the other way round (--words reversed: very light skin is "dark"), so that an AUC near 0 is its own doing; or they call
+the skin by types that the base never met (--words types: "Fitzpatrick type VI"). Both say sizes, of which the base was
+told nothing. A LoRA needs a base that reads: on one fitted without prompts, or with those of other images, it heard
+nothing after 450 steps, for what embeds the text (`context_embedder`, `time_text_embed`) is no target of it and had
+learnt to pass nothing on.
 
 Samples of two prompts that differ in one word are drawn from the same seeds, before and after the fit; the AUC says how
 often one of the second prompt measures more (0.5: the word does nothing). joint is measured under its own masks, flux
 under masks by colour.
 
     python benchmarks/prompt_fit.py --family joint --steps 400
-    python benchmarks/prompt_fit.py --family flux --steps 1500
+    python benchmarks/prompt_fit.py --family flux --steps 600
 """
 
 from __future__ import annotations
@@ -44,29 +49,37 @@ from factory.stages.synthesize import SynthesizeSamples
 RESULTS = Path(__file__).parent / "results"
 FIT_SEED, LENGTH, LEAST = 41, 32, 16  # of the phantoms; T5 tokens; pixels of a lesion
 SIDE = {"joint": 128, "flux": 32}
-# name: what the two prompts say of (skin type, size)
+# name: what the two prompts say of (skin type, size, whether the skin is called by its type)
 CONTRASTS = {
-    "darkness_of_skin": (("I", None), ("VI", None)),
-    "relative_diameter": ((None, "small"), (None, "large")),
-    "relative_diameter_on_dark_skin": (("V", "small"), ("V", "large")),
+    "darkness_of_skin": (("I", None, False), ("VI", None, False)),
+    "darkness_of_skin_by_type": (("I", None, True), ("VI", None, True)),
+    "relative_diameter": ((None, "small", False), (None, "large", False)),
+    "relative_diameter_on_dark_skin": (("V", "small", False), ("V", "large", False)),
 }
 
 
-def said(skin: str | None, size: str | None) -> str:
-    return prompt_for(None, skin, bank="extended", surroundings=Surroundings(size=size))
+def said(skin: str | None, size: str | None, by_type: bool = False) -> str:
+    prompt = prompt_for(None, skin, bank="extended", surroundings=Surroundings(size=size))
+    if not by_type or skin is None:
+        return prompt
+    return prompt.replace(f"on {taxonomy.SKIN_WORDS[skin]} skin", f"of Fitzpatrick type {skin}")
 
 
-def phantoms(count: int, side: int) -> tuple[list[bytes], list[bytes], list[str]]:
-    """Images, masks and captions; a caption leaves skin or size unsaid in a third of the cases each. Lesions of less
-    than LEAST pixels are left out: nothing can be measured of them."""
-    rng, captions = np.random.default_rng(0), []
+def phantoms(count: int, side: int, words: str = "own") -> tuple[list[bytes], list[bytes], list[str], list[str]]:
+    """Images, masks, captions, and captions of the skin in words alone; a caption leaves skin or size unsaid in a third
+    of the cases each. Lesions of less than LEAST pixels are left out: nothing can be measured of them."""
+    opposite = dict(zip(taxonomy.SKIN_TYPES, reversed(taxonomy.SKIN_TYPES), strict=True))
+    rng, captions, of_skin = np.random.default_rng(0), [], []
     every = (phantom.draw(FIT_SEED, number, side) for number in range(count))
     drawn = [one for one in every if one.mask.sum() >= LEAST]
     for one in drawn:
         across = measure(one.image, one.mask).relative_diameter
         skin = taxonomy.SKIN_TYPES[one.skin_type - 1] if rng.random() > 1 / 3 else None
-        captions.append(said(skin, size_word(across) if rng.random() > 1 / 3 else None))
-    return [encode_png(one.image) for one in drawn], [encode_mask(one.mask) for one in drawn], captions
+        of_skin.append(said(skin, None))
+        if words == "reversed" and skin is not None:
+            skin = opposite[skin]
+        captions.append(said(skin, size_word(across) if rng.random() > 1 / 3 else None, words == "types"))
+    return [encode_png(one.image) for one in drawn], [encode_mask(one.mask) for one in drawn], captions, of_skin
 
 
 # ----------------------------------------------------------------------------------------- a base for flux
@@ -112,20 +125,17 @@ class FitWhole(FitFluxLora):
         model.eval().save_pretrained(directory)
 
 
-def flux_base(images: list[bytes], captions: list[str], work: Path, steps: int) -> Path:
-    """A FLUX.1 directory that draws phantoms whatever the prompt: it has seen none, then other images' captions."""
+def flux_base(images: list[bytes], of_skin: list[str], work: Path, steps: int) -> Path:
+    """A FLUX.1 directory that draws phantoms on the skin that it is asked for; of sizes it was told nothing."""
     from diffusers import FluxPipeline
 
-    base, others = work / "base", [str(text) for text in np.random.default_rng(1).permutation(captions)]
-    if not (base / "drawing").exists():
+    base = work / "base"
+    if not (base / "done").exists():
         parts = flux_parts()
         section = LoraSection(family="flux", steps=800, batch_size=16, learning_rate=2e-3, schedule="cosine")
         train(FitTinyVae(images, parts["vae"]), section, work / "vae")  # type: ignore[arg-type]
         FluxPipeline(**parts).save_pretrained(base)
-        fit_whole(base, images, [""] * len(images), steps, work / "transformer")
-        (base / "drawing").touch()
-    if not (base / "done").exists():
-        fit_whole(base, images, others, steps // 3, work / "deaf")
+        fit_whole(base, images, of_skin, steps, work / "transformer")
         (base / "done").touch()
     return base
 
@@ -144,7 +154,8 @@ def flux_parts() -> dict[str, Any]:
 
     torch.manual_seed(0)
     clip = CLIPTextModel.from_pretrained(STARTER / "text_encoder", local_files_only=True).float()
-    prompts = [said(skin, size) for skin in (None, *taxonomy.SKIN_TYPES) for size in (None, *taxonomy.LESION_SIZES)]
+    skins, sizes = (None, *taxonomy.SKIN_TYPES), (None, *taxonomy.LESION_SIZES)
+    prompts = [said(skin, size, by_type) for skin in skins for size in sizes for by_type in (False, True)]
     blank = Tokenizer(models.Unigram([("<unk>", 0.0)], unk_id=0))
     blank.pre_tokenizer = pre_tokenizers.Metaspace()
     words = sorted({word for prompt in prompts for word, _ in blank.pre_tokenizer.pre_tokenize_str(prompt)})
@@ -211,11 +222,13 @@ def compared(
     )  # fmt: skip
     found, shown = {}, []
     for name, looks in CONTRASTS.items():
+        if family == "joint" and name.endswith("by_type"):
+            continue  # the starter's text encoder has no such words
         sides = [
             stage([row | {"prompt": said(*look), "seed": 1000 + number} for number, row in enumerate(rows)])
             for look in looks
         ]
-        read = name if name in ("darkness_of_skin", "relative_diameter") else "relative_diameter"
+        read = next(attribute for attribute in ("darkness_of_skin", "relative_diameter") if name.startswith(attribute))
         values = [[seen[read] for row in side if read in (seen := measured(row))] for side in sides]
         area = statistics.auc(np.asarray(values[1]), np.asarray(values[0]))
         found[name] = {
@@ -238,7 +251,9 @@ def _tell(done: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=list(SIDE), default="joint")
+    parser.add_argument("--words", choices=("reversed", "types"), default="reversed", help="flux: of its captions")
     parser.add_argument("--steps", type=int, default=400, help="of the fit that is measured")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="flux: of the fit that is measured")
     parser.add_argument("--base-steps", type=int, default=2000, help="flux: of the base's transformer")
     parser.add_argument("--phantoms", type=int, default=1500)
     parser.add_argument("--count", type=int, default=48, help="samples of each prompt")
@@ -250,12 +265,13 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     work, family = asked.work / asked.family, asked.family
     work.mkdir(parents=True, exist_ok=True)
-    images, masks, captions = phantoms(asked.phantoms, SIDE[family])
+    words = asked.words if family == "flux" else "own"
+    images, masks, captions, of_skin = phantoms(asked.phantoms, SIDE[family], words)
     started = time.perf_counter()
     fit: Any
     if family == "flux":
-        base = flux_base(images, captions, work, asked.base_steps)
-        section = flux_section(asked.steps, 1e-3)
+        base = flux_base(images, of_skin, work, asked.base_steps)
+        section = flux_section(asked.steps, asked.learning_rate)
         fit = FitFluxLora(base, images, captions, section, SIDE[family])
     else:
         base = STARTER
@@ -270,11 +286,13 @@ def main() -> None:
     fit.save(model, adapter)
     after = compared(base, adapter, family, asked, work / "after.png")
     result = {
-        "family": family, "steps": asked.steps, "num_phantoms": len(images), "side_px": SIDE[family],
-        "guidance": asked.guidance, "calls": asked.calls, "samples_per_prompt": asked.count,
+        "family": family, "words": words, "steps": asked.steps, "num_phantoms": len(images), "side_px": SIDE[family],
+        "learning_rate": section.learning_rate, "guidance": asked.guidance, "calls": asked.calls,
+        "samples_per_prompt": asked.count,
         "before": before, "after": after, "seconds": round(time.perf_counter() - started),
     }  # fmt: skip
-    (RESULTS / f"prompt_fit-{family}.json").write_text(json.dumps(result, indent=2) + "\n")
+    named = family if family == "joint" else f"{family}-{asked.words}"
+    (RESULTS / f"prompt_fit-{named}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"sheets in {work}")
 
 

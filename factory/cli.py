@@ -40,9 +40,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one
 
 
 def _recipe(run: str | None, named: str | None, overrides: list[str] | None) -> Recipe:
-    from factory import line
+    from factory.run import Run
 
-    base = None if named is not None or run is None else line.recipe_of(run)
+    base = None if named is not None or run is None else Run(run).recipe()
     return recipes.load(named, overrides or [], base)
 
 
@@ -243,7 +243,7 @@ def report(run: RunOption) -> None:
     from factory import line
     from factory.run import Run
 
-    line.report(Run(run), line.recipe_of(run) or Recipe(), typer.echo)
+    line.report(Run(run), Run(run).recipe() or Recipe(), typer.echo)
 
 
 @app.command()

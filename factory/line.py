@@ -9,7 +9,6 @@ A step that is done is not done again; one that was stopped goes on. Everything 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,6 @@ def driving(uri: str, recipe: Recipe, step: str) -> Iterator[Run]:
                 events.write("stopped", step=step, error=f"{type(error).__name__}: {error}"[:500])
             raise
         events.write("finished", step=step)
-
-
-def recipe_of(uri: str) -> Recipe | None:
-    """The recipe that a run was last worked on with, or None for a new run."""
-    header = Run(uri).header()
-    return None if header is None else Recipe.model_validate_json(json.dumps(header["recipe"]))
 
 
 # ------------------------------------------------------------------------------------------------------ tables

@@ -102,6 +102,11 @@ class Run:
             raise DamagedTable(f"{self.uri}/{HEADER_PATH} is not JSON ({error}); remove it and run again") from error
         return dict(content)
 
+    def recipe(self) -> Recipe | None:
+        """What the run was last worked on with, or None for a new run."""
+        header = self.header()
+        return None if header is None else Recipe.model_validate_json(json.dumps(header["recipe"]))
+
     # Weights.
 
     def weights(self) -> list[str]:

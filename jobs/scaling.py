@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         found = measure(Path(folder), setting) | {"cpus": os.cpu_count(), "goal": GOAL}
     run, text = Run(wanted.run), json.dumps(found, indent=2) + "\n"
-    known = line.recipe_of(wanted.run) or recipe.load("smoke", [])
+    known = run.recipe() or recipe.load("smoke", [])
     if run.header() is None:
         run.write_header(known)
     run.store.replace("lab/scaling.json", text.encode())

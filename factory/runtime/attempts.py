@@ -60,6 +60,10 @@ class Attempts:
         last = counted[-1]
         return Attempt(unit, number, len(counted), last.get("ended", ACTOR_DIED), last.get("text", ""))
 
+    def has_begun(self, unit: int) -> bool:
+        """Whether an attempt at the unit was begun that did not make it."""
+        return self.store.exists(self._path(unit, 1))
+
     def end(self, attempt: Attempt, reason: str, text: str) -> None:
         """Says how an attempt ended that its process could tell of."""
         mark = {"machine": self.machine, "ended": reason, "text": text}

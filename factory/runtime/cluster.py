@@ -27,7 +27,7 @@ from factory.recipe import Recipe
 
 MIN_LOGICAL_CPUS = 8
 STARTS = 3  # attempts to start Ray here
-NO_PROGRESS_S = 300  # Ray Data's own limit is half an hour; nothing here is silent that long
+FOR_EVER = -1  # a machine may be waited for longer than any limit; what hangs is ended by `synthesize.unit_timeout_s`
 CLUSTER = "DERMAFACTORY_CLUSTER"  # in the environment: the YAML that the cluster was made from
 ACTOR_CPUS = 0.5  # logical; what an actor reserves, so that tasks always find a whole CPU
 
@@ -78,6 +78,7 @@ def connect() -> Iterator[Resources]:
     import ray
 
     if ray.is_initialized():
+        settle()
         yield resources()
         return
     address, ours = os.environ.get("RAY_ADDRESS"), {}
@@ -143,7 +144,7 @@ def settle() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = FOR_EVER
     context.max_errored_blocks = 0  # a lost block is a lost row without a reason; stages give reasons instead
 
 

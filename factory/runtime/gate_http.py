@@ -10,7 +10,6 @@ deployment, and what stands before the cluster bounds those.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -116,10 +115,11 @@ class HandleJudge:
 
 def recipe_of(run: str | None) -> Recipe:
     """What the run was last worked on with; the defaults without one."""
-    header = None if run is None else Run(run).header()
-    if run is not None and header is None:
+    if run is None:
+        return Recipe()
+    if (recipe := Run(run).recipe()) is None:
         raise ValueError(f"--run must name a run that holds something, got {run}; begin with `factory ingest`.")
-    return Recipe() if header is None else Recipe.model_validate_json(json.dumps(header["recipe"]))
+    return recipe
 
 
 def gate_alone(args: dict[str, Any]) -> Any:

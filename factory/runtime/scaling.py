@@ -69,11 +69,13 @@ class SleepingUnit(SynthesizeUnit):
     def stage(self) -> type[SynthesizeSamples]:
         return SleepingSamples
 
-    def rows(self, unit: int) -> pa.Table:
+    def to_draw(self, unit: int) -> list[dict[str, Any]]:
         self.events.write(BEGUN, unit=unit, actor=self.events.path, at=time.time())
-        made = super().rows(unit)
+        return super().to_draw(unit)
+
+    def drawn(self, unit: int, rows: list[dict[str, Any]]) -> pa.Table:
         self.events.write(ENDED, unit=unit, actor=self.events.path, at=time.time())
-        return made
+        return super().drawn(unit, rows)
 
 
 def recipe_of(setting: Setting, gate: Path) -> Recipe:
@@ -132,13 +134,13 @@ class Span:
 
 
 def spans_of(run: Run) -> dict[str, list[Span]]:
-    """What each actor of a run worked on, in order."""
+    """What each actor of a run worked on, in the order of the beginnings; it begins a unit while another ends."""
     found: dict[str, list[Span]] = {}
     for event in read_events(run.store):
         if event["event"] == BEGUN:
             found.setdefault(event["actor"], []).append(Span(event["unit"], event["at"]))
         elif event["event"] == ENDED:
-            found[event["actor"]][-1].ended = event["at"]
+            next(span for span in reversed(found[event["actor"]]) if span.unit == event["unit"]).ended = event["at"]
     return found
 
 
@@ -162,7 +164,8 @@ def point_of(run: Run, nodes: int, started: float, over: float, rows: int) -> Po
     actors = list(spans_of(run).values())
     if len(actors) != nodes:
         raise ValueError(f"every node must get a unit, got {len(actors)} busy of {nodes}; plan more units.")
-    busy, idle = max(spans[0].begun for spans in actors), min(spans[-1].ended or over for spans in actors)
+    busy = max(spans[0].begun for spans in actors)
+    idle = min(max(span.ended or over for span in spans) for spans in actors)
     share = sum(_within(span, busy, idle) for spans in actors for span in spans)
     samples = len(run.table("samples").read(["sample_id"]))
     steady = share * rows / max(1e-9, idle - busy)
@@ -236,7 +239,7 @@ class LossOfANode(threading.Thread):
 
     def _all_at_work(self) -> bool:
         actors = spans_of(self.run_).values()
-        return len(actors) == len(self.nodes) and all(spans[-1].ended is None for spans in actors)
+        return len(actors) == len(self.nodes) and all(any(s.ended is None for s in spans) for spans in actors)
 
 
 def measure(folder: Path, setting: Setting, echo: Echo = print) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Synthesis on Ray Data: the sealed plan to samples, each judged by the gate that Ray Serve hosts.
 
-A unit that raises, hangs or takes its process along is tried `synthesize.max_attempts` times and then committed with
+An actor draws the units of a group together, the slots that one leaves going to the next. A unit that raises, hangs
+or takes its process along is drawn apart from then on, tried `synthesize.max_attempts` times and then committed with
 all its rows failed, so that one bad unit does not cost a run; `retry.py` plans such rows again.
 """
 
@@ -10,6 +11,7 @@ import os
 import time
 import traceback
 import uuid
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,8 @@ from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
 
 if TYPE_CHECKING:
     from factory.stages.synthesize import SynthesizeSamples
+
+MOST_TOGETHER = 16  # units in a group: what stands empty at its end is little, and little waits for one actor
 
 
 def synthesize(
@@ -56,7 +60,8 @@ def synthesize(
     table, made_of = run.table("samples"), fingerprint_in(run, recipe, "samples", ["plan"], weights)
     made_of |= fingerprint(placement(section.dtype, gpu), section.base_dtype)
     arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"], gpu, uuid.uuid4().hex[:12])
-    stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor)
+    stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor,
+                    most_together=MOST_TOGETHER)  # fmt: skip
     table.require(made_of)
     with gate if table.missing(units) else nullcontext():
         made = fill(table, units, made_of, plan.sealed().rows, "synthesize", echo, stage)
@@ -106,7 +111,7 @@ class SynthesizeUnit(UnitStage):
 
         self.run, self.section = Run(run_uri), recipe.synthesize
         self.attempts = Attempts(self.run.store, "samples", drive, this_machine(), is_alive)
-        self._of_unit = self.run.table("plan").finder("unit")
+        self.samples, self._of_unit = self.run.table("samples"), self.run.table("plan").finder("unit")
         into_images = recipe.plan.generator == "inpaint"
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
         gate = GateHandle(run_uri)
@@ -121,14 +126,91 @@ class SynthesizeUnit(UnitStage):
         return SynthesizeSamples
 
     def rows(self, unit: int) -> pa.Table:
+        return self.drawn(unit, self.synthesize(self.to_draw(unit)))
+
+    def to_draw(self, unit: int) -> list[dict[str, Any]]:
+        """A unit's rows as they are drawn."""
         planned = self.planned(unit)
-        if self.backgrounds is not None:
-            planned = with_pixels(planned, self.backgrounds)
-        return records.rows_to_table("samples", self.synthesize(planned))
+        return planned if self.backgrounds is None else with_pixels(planned, self.backgrounds)
 
     def planned(self, unit: int) -> list[dict[str, Any]]:
         """A unit's rows of the plan."""
         return self._of_unit(unit).to_pylist()
+
+    def drawn(self, unit: int, rows: list[dict[str, Any]]) -> pa.Table:
+        """A unit's rows as they are kept."""
+        return records.rows_to_table("samples", rows)
+
+    def together(self, units: Sequence[int]) -> Iterator[tuple[int, pa.Table, str]]:
+        """A group in its order, also when it is begun again after its actor died: what is committed by then is read
+        back, so that Ray, which passes over what it was given before, passes over the right ones."""
+        made: dict[int, tuple[pa.Table, str]] = {}
+        in_turn = iter(units)
+        turn = next(in_turn, None)
+        for unit, rows, failure in self._as_they_end(units):
+            made[unit] = rows, failure
+            while turn in made:
+                yield turn, *made.pop(turn)
+                turn = next(in_turn, None)
+
+    def _as_they_end(self, units: Sequence[int]) -> Iterator[tuple[int, pa.Table, str]]:
+        left: list[int] = []
+        for unit in units:
+            if (there := self.samples.committed(unit)) is not None:
+                yield unit, there, ""
+            else:
+                left.append(unit)
+        apart = [unit for unit in left if self._is_drawn_apart(unit)]
+        while left:
+            for unit in apart:
+                left.remove(unit)
+                yield unit, *self.made(unit)
+            apart = yield from self._streamed(left)
+
+    def _is_drawn_apart(self, unit: int) -> bool:
+        """An actor's death counts against all units that it had under way, of which each but one is innocent."""
+        return self.section.max_attempts == 1 or self.attempts.has_begun(unit)
+
+    def _streamed(self, left: list[int]) -> Generator[tuple[int, pa.Table, str], None, list[int]]:
+        """Units without a pause between them, each taken from `left` when it is made. Returns those that were under
+        way when an error ended it: whose it was is not known, and it counts when it is met again."""
+        from factory.stages.synthesize import breaks_the_device
+
+        begun: dict[int, Attempt] = {}
+
+        def under_way() -> Iterator[list[dict[str, Any]]]:
+            for unit in tuple(left):
+                begun[unit] = self.attempts.begin(unit)
+                yield self.to_draw(unit)
+
+        def end(reason: str, text: str, trace: str = "") -> None:
+            for attempt in begun.values():
+                self._end(attempt, reason, text, trace)
+
+        drawn = self.synthesize.stream(under_way())
+        while left:
+            try:
+                with watchdog(self.section.unit_timeout_s, partial(end, TIMED_OUT)):
+                    rows = next(drawn)
+            except Stopped:
+                raise
+            except Exception as error:
+                if not begun:
+                    raise
+                if breaks_the_device(error):
+                    end(ERROR, f"{type(error).__name__}: {error}", traceback.format_exc())
+                    os._exit(EXIT_STATUS)
+                with self.run.events() as events:
+                    events.write("drawn_apart", units=list(begun), text=traceback.format_exc())
+                break
+            unit = rows[0]["unit"]
+            self.attempts.forget(begun.pop(unit))
+            left.remove(unit)
+            yield unit, self.drawn(unit, rows), ""
+        drawn.close()
+        for attempt in begun.values():
+            self.attempts.forget(attempt)
+        return list(begun)
 
     def made(self, unit: int) -> tuple[pa.Table, str]:
         """A unit's rows, drawn by the first attempt that comes to its end, or all of them failed."""

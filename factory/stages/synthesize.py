@@ -13,8 +13,9 @@ it changed outside the mask is measured, then the background is put back there.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,18 @@ from factory.images import RGB, encode_mask, encode_png, read_mask, read_png, re
 from factory.models.denoiser import Denoiser, InContext
 from factory.models.families import load_denoiser
 from factory.models.placement import gpu_at_hand, placement
-from factory.models.sampler import Gate, Sampled, SampleJob, Sampler, in_fixed_shape
+from factory.models.sampler import Gate, Sampled, SampleJob, Sampler, in_fixed_shape, slot_invariant
 from factory.quality.paste import background_psnr, pasted
 from factory.recipe import GateSection, SynthesizeSection
 
 Row = dict[str, Any]
 CONTEXT_BATCH = 4  # backgrounds are encoded at one shape, so that a sample never depends on its neighbours
+KEPT_BYTES = 2**29  # of embedded prompts: 64 of FLUX.1's at 512 tokens, all that a small model meets
 OUT_OF_MEMORY = "out_of_memory"
 
 
 class SynthesizeSamples:
-    """Generator and sampler, loaded once; a call carries out one unit.
+    """Generator and sampler, loaded once; a call carries out one unit, `stream` one after another without a pause.
 
     weights: a diffusers directory; adapter: a LoRA directory or None; gate: the judge, or None for no judgement;
     family: the plan's generator, None for what the weights draw as they are; gpu: whether to draw on one, None for
@@ -62,6 +64,7 @@ class SynthesizeSamples:
         self.section, self.gate_section, self.gate, self.gate_digest = section, gate_section, gate, gate_digest
         self.slots = section.slots
         self._samplers: dict[tuple[int, int], Sampler] = {}
+        self._probed: set[tuple[int, int]] = set()
         self._conditions: dict[str, torch.Tensor] = {}
 
     def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
@@ -77,6 +80,29 @@ class SynthesizeSamples:
                 return self.failed(rows, OUT_OF_MEMORY)
         return []
 
+    def stream(self, units: Iterable[Sequence[Row]]) -> Generator[list[Row], None, None]:
+        """Units' rows, each unit's as a call would give them, when its last sample has ended: that is not always in
+        the order of the units, which are asked for as slots become free. Slots run empty only where the size changes;
+        and between any two units where a sample would depend on its neighbours, which is probed once for each size.
+        An error ends the stream, and what was under way is then missing."""
+        for size, same in groupby(units, lambda rows: _size(rows[0])):
+            yield from self._streamed(size, same)
+
+    def _streamed(self, size: tuple[int, int], units: Iterable[Sequence[Row]]) -> Iterator[list[Row]]:
+        of_sample: dict[str, tuple[Row, Sequence[Row], dict[str, Row]]] = {}
+
+        def jobs() -> Iterator[SampleJob]:
+            for rows in units:
+                done: dict[str, Row] = {}
+                of_sample.update((row["sample_id"], (row, rows, done)) for row in rows)
+                yield from self.jobs(rows)
+
+        for sampled in self._sampler(size, together=True).run(jobs()):
+            row, rows, done = of_sample.pop(sampled.sample_id)
+            done[sampled.sample_id] = self._finished(row, sampled)
+            if len(done) == len(rows):
+                yield [done[row["sample_id"]] for row in rows]
+
     def failed(self, rows: Sequence[Row], reason: str) -> list[Row]:
         """The rows as they are kept when nothing could be made of them."""
         return [self._row(row) | {"outcome": records.FAILED, "reason": reason} for row in rows]
@@ -84,6 +110,7 @@ class SynthesizeSamples:
     def halve(self) -> bool:
         """Half the slots from now on; False if there was but one."""
         self._samplers.clear()
+        self._probed.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -103,16 +130,16 @@ class SynthesizeSamples:
 
     def draw(self, rows: Sequence[Row]) -> Iterator[Sampled]:
         """The rows' samples in the order of their ends."""
-        return self._sampler(rows[0]).run(self._jobs(rows))
+        return self._sampler(_size(rows[0])).run(self.jobs(rows))
 
     def replayed(self, row: Row, calls_run: int) -> tuple[Row, torch.Tensor]:
         """A planned row as far as `calls_run` calls, and its latents then, (C, h, w). For a stage without a gate."""
-        (job,) = self._jobs([row])
-        (sampled,) = self._sampler(row).run([replace(job, stop_after=calls_run)])
+        (job,) = self.jobs([row])
+        (sampled,) = self._sampler(_size(row)).run([replace(job, stop_after=calls_run)])
         return self._finished(row, sampled), sampled.latents
 
-    def _sampler(self, row: Row) -> Sampler:
-        size = (row["width"], row["height"])
+    def _sampler(self, size: tuple[int, int], together: bool = False) -> Sampler:
+        """The sampler of an image size (width, height); one for several units together is probed first."""
         if size not in self._samplers:
             self._samplers[size] = Sampler(
                 self.denoiser,
@@ -124,19 +151,35 @@ class SynthesizeSamples:
                 checkpoints=self.gate_section.checkpoints,
                 decode="all" if self.section.keep_rejected == "image" else "accepted",
             )
-        return self._samplers[size]
+        sampler = self._samplers[size]
+        if together and size not in self._probed:
+            self._probed.add(size)
+            sampler.drain = not slot_invariant(self.denoiser, width=size[0], height=size[1], slots=self.slots)
+        return sampler
 
-    def _jobs(self, rows: Sequence[Row]) -> list[SampleJob]:
-        unseen = sorted({row["prompt"] for row in rows} - set(self._conditions))
-        if unseen:
-            self._conditions.update(zip(unseen, self.denoiser.condition(unseen).cpu(), strict=True))
+    def jobs(self, rows: Sequence[Row]) -> list[SampleJob]:
+        """What the sampler is to draw, a job for each planned row."""
+        conditions = self._embedded({row["prompt"] for row in rows})
         return [
             SampleJob(
-                row["sample_id"], row["seed"], self._conditions[row["prompt"]], row["guidance"],
+                row["sample_id"], row["seed"], conditions[row["prompt"]], row["guidance"],
                 row["num_inference_steps"], ungated=bool(row["audit"]), unit=row["unit"], **planned,
             )
             for row, planned in zip(rows, self._planned(rows), strict=True)
         ]  # fmt: skip
+
+    def _embedded(self, prompts: set[str]) -> dict[str, torch.Tensor]:
+        """Prompts (L, D) by their text. They are kept for the units to come, those that were used last, as far as
+        `KEPT_BYTES` go: a million samples may have as many prompts, of megabytes each."""
+        unseen = sorted(prompts - set(self._conditions))
+        if unseen:
+            self._conditions.update(zip(unseen, self.denoiser.condition(unseen).cpu(), strict=True))
+        found = {prompt: self._conditions.pop(prompt) for prompt in sorted(prompts)}
+        self._conditions.update(found)
+        of_one = max(1, next(iter(found.values())).nbytes)
+        for prompt in list(self._conditions)[: -max(len(found), KEPT_BYTES // of_one)]:
+            del self._conditions[prompt]
+        return found
 
     def _planned(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Context and mask of each row, for a generator that draws into an image; nothing for the others."""
@@ -182,6 +225,10 @@ class SynthesizeSamples:
         return image_of | {
             "mask": records.image_struct(encoded, f"{name}-mask.png"), "mask_source": self.denoiser.mask_source,
         }  # fmt: skip
+
+
+def _size(row: Row) -> tuple[int, int]:
+    return row["width"], row["height"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

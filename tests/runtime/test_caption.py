@@ -85,7 +85,7 @@ def test_no_row_is_lost_to_an_endpoint_that_misbehaves(run: Path) -> None:
 
 
 def _same(run: Path) -> list[str]:
-    recipe = line.recipe_of(str(run))
+    recipe = Run(str(run)).recipe()
     assert recipe is not None
     caption = recipe.caption
     return ["caption.captioner=http", f"caption.model={caption.model}", "caption.http.name=tiny"]

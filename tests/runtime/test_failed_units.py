@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from ray import cloudpickle
 
 from factory import line, records
-from factory.models.sampler import Sampled
+from factory.models.sampler import SampleJob
 from factory.models.weights import generator_digest
 from factory.progress import FailedRows
 from factory.recipe import GateSection, load
@@ -36,7 +36,7 @@ class Troubled(SynthesizeSamples):
     def __init__(self, weights: str, adapter: Any, section: Any, gate_section: Any, gate: Any, *more: Any) -> None:
         super().__init__(weights, adapter, section, gate_section, None, *more)
 
-    def draw(self, rows: Sequence[dict[str, Any]]) -> Iterator[Sampled]:
+    def jobs(self, rows: Sequence[dict[str, Any]]) -> list[SampleJob]:
         trouble = rows[0]["unit"] if rows[0]["round"] == 0 else 0
         if trouble == KILLS:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -46,7 +46,7 @@ class Troubled(SynthesizeSamples):
             raise MemoryError
         if trouble == RAISES:
             raise KeyError("a mistake")
-        return super().draw(rows)
+        return super().jobs(rows)
 
 
 class TroubledUnit(pipeline.SynthesizeUnit):
@@ -58,7 +58,7 @@ class TroubledUnit(pipeline.SynthesizeUnit):
 def test_bad_units_cost_their_own_rows_and_retries_make_just_those(tmp_path: Path, tiny_weights: Any) -> None:
     recipe = load("smoke", [
         *tiny_weights.overrides, "plan.diagnoses=[nevus, melanoma]", "plan.skin_types=[I, V]", "plan.count=24",
-        "plan.unit_rows=4", "synthesize.num_actors=2", "synthesize.max_attempts=2", "synthesize.unit_timeout_s=15",
+        "plan.unit_rows=4", "synthesize.num_actors=1", "synthesize.max_attempts=2", "synthesize.unit_timeout_s=15",
     ])  # fmt: skip
     run, said = Run(tmp_path), list[str]()
     line.plan(run, recipe, said.append)
@@ -86,7 +86,7 @@ def test_bad_units_cost_their_own_rows_and_retries_make_just_those(tmp_path: Pat
         sorted((event["unit"], event["reason"]) for event in ended)
         == [(HANGS, "timed_out")] * 2 + [(RAISES, "error")] * 2
     )
-    assert all("in draw" in event["text"] for event in ended)
+    assert all("in jobs" in event["text"] for event in ended)
 
     before = [path.read_bytes() for path in sorted((tmp_path / "samples").glob("part-*.parquet"))]
     assert plan_failed(run, recipe, said.append)

@@ -211,7 +211,7 @@ def test_a_changed_setting_is_refused_by_its_name_and_forgotten(
         drive(lenient, make_recipe("synthesize.num_actors=1", override), step)
     assert stamps(lenient) == before
     # The next command takes its recipe from the run: it must not inherit what was refused.
-    assert line.recipe_of(str(lenient)) == make_recipe("synthesize.num_actors=1")
+    assert Run(str(lenient)).recipe() == make_recipe("synthesize.num_actors=1")
 
 
 def test_a_setting_that_a_table_does_not_depend_on_may_change(

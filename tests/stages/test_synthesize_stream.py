@@ -1,0 +1,119 @@
+"""Units drawn one after another without a pause are what they are alone, and the slots stay full between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from factory.models.sampler import Verdict
+from factory.recipe import GateSection, SynthesizeSection
+from factory.records import ACCEPTED, REJECTED
+from factory.stages import synthesize
+from factory.stages.synthesize import SynthesizeSamples
+
+CALLS, ROWS, SLOTS = 4, 5, 4
+
+
+class ByName:
+    """Stops every third sample of a unit after half of its calls."""
+
+    def submit(self, ids: list[str], image_latents: Any, masks: Any, stage: Any) -> list[str]:
+        return ids
+
+    def result(self, ticket: list[str]) -> list[Verdict]:
+        return [Verdict(REJECTED, "iou") if int(name[-1]) % 3 == 2 else Verdict(ACCEPTED) for name in ticket]
+
+
+def planned(unit: int, width: int = 16) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample_id": f"{unit}-{k}", "unit": unit, "index": k, "prompt": f"nevus {k % 2}", "seed": 10 * unit + k,
+            "width": width, "height": 16, "guidance": 2.0, "num_inference_steps": CALLS, "audit": False,
+            "generator": "joint",
+        }
+        for k in range(ROWS)
+    ]  # fmt: skip
+
+
+def stage(weights: Any) -> SynthesizeSamples:
+    section = SynthesizeSection(slots=SLOTS, num_threads=1)
+    return SynthesizeSamples(weights.generator, None, section, GateSection(checkpoints=[0.5]), ByName(), gpu=False)
+
+
+def occupancy(made: SynthesizeSamples) -> float:
+    return made._samplers[16, 16].counters.occupancy
+
+
+@pytest.mark.parametrize("invariant", [True, False])
+def test_units_of_a_stream_are_what_calls_give_and_are_asked_for_as_slots_become_free(
+    tiny_weights: Any, monkeypatch: pytest.MonkeyPatch, invariant: bool
+) -> None:
+    if not invariant:
+        monkeypatch.setattr(synthesize, "slot_invariant", lambda *denoiser, **shape: False)
+    alone, together, asked = stage(tiny_weights), stage(tiny_weights), list[int]()
+    wanted = {unit: alone(planned(unit)) for unit in range(4)}
+
+    def units() -> Iterator[Sequence[dict[str, Any]]]:
+        for unit in range(4):
+            asked.append(unit)
+            yield planned(unit)
+
+    found = {}
+    for rows in together.stream(units()):
+        found[rows[0]["unit"]] = rows
+        assert len(asked) <= len(found) + 2  # those under way, and one that is looked at beforehand
+    assert found == wanted
+    assert {row["outcome"] for rows in found.values() for row in rows} == {ACCEPTED, REJECTED}
+    assert {row["calls_run"] for rows in found.values() for row in rows} == {CALLS, CALLS // 2 + 1}
+    assert (occupancy(together) > occupancy(alone) + 0.1) == invariant
+
+
+def test_units_of_another_size_come_after_and_are_probed_for_themselves(
+    tiny_weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = []
+
+    def remembers(denoiser: Any, *, width: int, height: int, slots: int) -> bool:
+        probed.append((width, height, slots))
+        return True
+
+    monkeypatch.setattr(synthesize, "slot_invariant", remembers)
+    made = stage(tiny_weights)
+    assert [rows[0]["unit"] for rows in made.stream([planned(0), planned(1, 32), planned(2, 32)])] == [0, 1, 2]
+    assert [rows[0]["unit"] for rows in made.stream([planned(3)])] == [3]
+    assert probed == [(16, 16, SLOTS), (32, 16, SLOTS)]
+    made.halve()
+    assert [rows[0]["batch_shape"] for rows in made.stream([planned(4)])] == [SLOTS // 2]
+    assert probed[2:] == [(16, 16, SLOTS // 2)]
+
+
+def test_a_stream_that_is_left_leaves_nothing_behind(tiny_weights: Any) -> None:
+    made = stage(tiny_weights)
+    left = made.stream(planned(unit) for unit in range(3))
+    next(left)
+    left.close()
+    assert made(planned(7)) == stage(tiny_weights)(planned(7))
+
+
+def test_embedded_prompts_are_kept_for_units_to_come_as_far_as_memory_goes(
+    tiny_weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, embedded = stage(tiny_weights), list[list[str]]()
+    embed = made.denoiser.condition
+
+    def counted(prompts: list[str]) -> Any:
+        embedded.append(prompts)
+        return embed(prompts)
+
+    monkeypatch.setattr(made.denoiser, "condition", counted)
+    of_one = embed(["nevus 0"])[0].nbytes
+    monkeypatch.setattr(synthesize, "KEPT_BYTES", 3 * of_one)
+    for prompts in ("ab", "bc", "a", "d", "b", "abcd"):
+        rows = [row | {"prompt": prompt} for row, prompt in zip(planned(0), prompts, strict=False)]
+        jobs = made.jobs(rows)
+        wanted = embed(list(prompts))
+        assert all(job.condition.equal(one) for job, one in zip(jobs, wanted, strict=True))
+    assert embedded == [["a", "b"], ["c"], ["d"], ["b"], ["c"]]
+    assert list(made._conditions) == ["a", "b", "c", "d"]  # a unit's own are there, however many

@@ -183,8 +183,8 @@ def test_what_was_begun_and_never_ended_was_made_again(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     with run.events() as events:
         for unit, kind, at in [(0, scaling.BEGUN, 1.0), (0, scaling.ENDED, 2.0), (1, scaling.BEGUN, 2.0)]:
-            events.write(kind, unit=unit, actor="a", at=at)
-    assert scaling.spans_of(run) == {"a": [Span(0, 1.0, 2.0), Span(1, 2.0, None)]}
+            events.write(kind, unit=unit, actor="a", node="n", at=at)
+    assert scaling.spans_of(run) == {"a": [Span(0, 1.0, 2.0, "n"), Span(1, 2.0, None, "n")]}
 
 
 def test_a_network_cannot_sleep_less_than_nothing() -> None:

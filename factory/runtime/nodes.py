@@ -8,11 +8,15 @@ GPU by name alone, so that pools are sized as on GPU machines, and one actor run
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
+
+import psutil
 
 from factory.runtime.cluster import STARTS, _kept_for_errors, quiet, settle
 
@@ -51,8 +55,10 @@ class LocalNodes:
     def _start(self) -> None:
         """All of it; Ray gives each node 30 seconds to start, and half a cluster is no use."""
         import ray
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
+        os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # where Ray notes the address, and no Ray has been yet
         self._folder = tempfile.mkdtemp(prefix="nodes-")  # sockets live in it, so its path must be short
         self._nodes, self._cluster = [], Cluster(shutdown_at_exit=True)
         with _kept_for_errors():
@@ -96,7 +102,7 @@ class LocalNodes:
         """Tell Ray that a node is about to be taken away, as a cloud does with spot machines. Returns its id."""
         import ray
 
-        node_id = str(self._nodes[index].node_id)
+        node_id = self.node_id(index)
         client = ray._raylet.GcsClient(address=self.address)
         deadline_ms = int(1000 * (time.time() + DRAINED_S))
         taken, why = client.drain_node(node_id, 2, "spot", deadline_ms)  # 2: preemption
@@ -104,8 +110,22 @@ class LocalNodes:
             raise RuntimeError(f"node {node_id} must be there to be drained, got {why!r}")
         return node_id
 
+    def node_id(self, index: int = -1) -> str:
+        """Ray's id of a node, in hex."""
+        return str(self._nodes[index].node_id)
+
     def lose(self, index: int = -1) -> str:
         """Kill a node and all its processes without a word. Returns its id."""
         node = self._nodes.pop(index)
+        workers = _children_of(node)  # Ray ends the node alone, and they would work on until they notice
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
         self._cluster.remove_node(node, allow_graceful=False)
         return str(node.node_id)
+
+
+def _children_of(node: Any) -> list[psutil.Process]:
+    """All processes that a node has started."""
+    (raylet,) = node.all_processes["raylet"]
+    return psutil.Process(raylet.process.pid).children(recursive=True)

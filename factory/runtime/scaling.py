@@ -63,14 +63,16 @@ class SleepingUnit(SynthesizeUnit):
     """The actor of a node whose GPU is one by name. It writes down when it works on what."""
 
     def __init__(self, run_uri: str, *arguments: Any) -> None:
+        import ray
+
         super().__init__(run_uri, *(*arguments[:-2], False, arguments[-1]))  # False: it draws on no GPU
-        self.events = Run(run_uri).events()
+        self.events, self.node = Run(run_uri).events(), ray.get_runtime_context().get_node_id()
 
     def stage(self) -> type[SynthesizeSamples]:
         return SleepingSamples
 
     def to_draw(self, unit: int) -> list[dict[str, Any]]:
-        self.events.write(BEGUN, unit=unit, actor=self.events.path, at=time.time())
+        self.events.write(BEGUN, unit=unit, actor=self.events.path, node=self.node, at=time.time())
         return super().to_draw(unit)
 
     def drawn(self, unit: int, rows: list[dict[str, Any]]) -> pa.Table:
@@ -126,11 +128,12 @@ def gate_up(run: Run, wanted: Recipe, gate: Path, pools: cluster.Pools) -> Itera
 
 @dataclass
 class Span:
-    """One unit on one actor; `ended` is None where the actor did not live to see it."""
+    """One unit on one actor, which is on `node`; `ended` is None where the actor did not live to see it."""
 
     unit: int
     begun: float
     ended: float | None = None
+    node: str = ""
 
 
 def spans_of(run: Run) -> dict[str, list[Span]]:
@@ -138,7 +141,7 @@ def spans_of(run: Run) -> dict[str, list[Span]]:
     found: dict[str, list[Span]] = {}
     for event in read_events(run.store):
         if event["event"] == BEGUN:
-            found.setdefault(event["actor"], []).append(Span(event["unit"], event["at"]))
+            found.setdefault(event["actor"], []).append(Span(event["unit"], event["at"], node=event["node"]))
         elif event["event"] == ENDED:
             next(span for span in reversed(found[event["actor"]]) if span.unit == event["unit"]).ended = event["at"]
     return found
@@ -219,17 +222,18 @@ def loss_of(run: Run, calm: Run, rows: int) -> dict[str, Any]:
 
 
 class LossOfANode(threading.Thread):
-    """Kills a node once `after` units are there and every node is at work on one, so that there is one to lose.
-    notice_s: how long before that Ray is told, as a cloud tells of a spot machine; 0: not at all."""
+    """Kills a node in the first half of a unit of its own, once `after` units are there, so that there is one to lose.
+    unit_s: how long a unit takes at least; notice_s: how long before that Ray is told, as a cloud tells of a spot
+    machine, or 0: not at all."""
 
-    def __init__(self, nodes: LocalNodes, run: Run, after: int, notice_s: float = 0.0) -> None:
+    def __init__(self, nodes: LocalNodes, run: Run, after: int, unit_s: float, notice_s: float = 0.0) -> None:
         super().__init__(name="loss", daemon=True)
-        self.nodes, self.run_, self.after, self.notice_s = nodes, run, after, notice_s
+        self.nodes, self.run_, self.after, self.unit_s, self.notice_s = nodes, run, after, unit_s, notice_s
         self.over, self.killed_at = threading.Event(), 0.0
 
     def run(self) -> None:
         while not self.over.wait(LOOK_S):
-            if len(self.run_.table("samples").parts()) >= self.after and self._all_at_work():
+            if len(self.run_.table("samples").parts()) >= self.after and self._at_work():
                 if self.notice_s:
                     self.nodes.announce()
                     self.over.wait(self.notice_s)
@@ -237,9 +241,11 @@ class LossOfANode(threading.Thread):
                 self.nodes.lose()
                 return
 
-    def _all_at_work(self) -> bool:
-        actors = spans_of(self.run_).values()
-        return len(actors) == len(self.nodes) and all(any(s.ended is None for s in spans) for spans in actors)
+    def _at_work(self) -> bool:
+        """Whether the last node has lately begun a unit and not ended it."""
+        node, lately = self.nodes.node_id(), time.time() - self.unit_s / 2
+        spans = [span for spans in spans_of(self.run_).values() for span in spans if span.node == node]
+        return any(span.ended is None and span.begun > lately for span in spans)
 
 
 def measure(folder: Path, setting: Setting, echo: Echo = print) -> dict[str, Any]:
@@ -268,7 +274,8 @@ def with_a_loss(
     nodes: LocalNodes, run: Run, calm: Run, wanted: Recipe, setting: Setting, gate: Path, notice_s: float = 0.0
 ) -> dict[str, Any]:
     """The plan of `run` on nodes of which one is killed in the middle. calm: the same plan, undisturbed."""
-    count, loss = len(nodes), LossOfANode(nodes, run, max(1, setting.units // 3), notice_s)
+    count, after = len(nodes), max(1, setting.units // 3)
+    loss = LossOfANode(nodes, run, after, setting.call_s * setting.calls, notice_s)
     loss.start()
     try:
         started, over = carried_out(run, wanted, setting.call_s, gate)

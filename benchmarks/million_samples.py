@@ -69,10 +69,10 @@ class Noting(Ungated):
         super().__init__(run_uri, *arguments)
         self.note = Path(f"{run_uri}-began-{os.getpid()}")
 
-    def rows(self, unit: int) -> Any:
+    def made(self, unit: int) -> Any:
         if not self.note.exists():
             self.note.write_text(str(time.time()))
-        return super().rows(unit)
+        return super().made(unit)
 
 
 def drive(uri: Path, count: int, actors: int) -> None:

@@ -302,13 +302,6 @@ class Table:
         manifest = self.sealed()
         return (self._read_part(info, columns, filter) for info in manifest.parts)
 
-    def committed(self, part: int) -> pa.Table | None:
-        """A part that is in place, sealed or not; None if there is none."""
-        try:
-            return pq.read_table(BytesIO(self.store.read(self.part_path(part))))
-        except FileNotFoundError:
-            return None
-
     def read_part(self, part: int, columns: list[str] | None = None) -> pa.Table:
         """One sealed part: a unit of a table that was made unit by unit."""
         return self._read_part(self.sealed().parts[part], columns, None)

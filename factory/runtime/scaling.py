@@ -24,6 +24,7 @@ from factory.models.sleeping import DIGEST, SleepingDenoiser, save_gate
 from factory.recipe import Recipe
 from factory.run import Run, read_events
 from factory.runtime import cluster, plan, serve
+from factory.runtime.attempts import Attempt
 from factory.runtime.nodes import LocalNodes
 from factory.runtime.synthesize import SynthesizeUnit, synthesize
 from factory.stages.synthesize import SynthesizeSamples
@@ -71,13 +72,14 @@ class SleepingUnit(SynthesizeUnit):
     def stage(self) -> type[SynthesizeSamples]:
         return SleepingSamples
 
-    def to_draw(self, unit: int) -> list[dict[str, Any]]:
+    def begin(self, unit: int) -> Attempt:
         self.events.write(BEGUN, unit=unit, actor=self.events.path, node=self.node, at=time.time())
-        return super().to_draw(unit)
+        return super().begin(unit)
 
-    def drawn(self, unit: int, rows: list[dict[str, Any]]) -> pa.Table:
+    def made(self, unit: int) -> tuple[pa.Table, str]:
+        found = super().made(unit)
         self.events.write(ENDED, unit=unit, actor=self.events.path, at=time.time())
-        return super().drawn(unit, rows)
+        return found
 
 
 def recipe_of(setting: Setting, gate: Path) -> Recipe:

@@ -1,8 +1,9 @@
 """Synthesis on Ray Data: the sealed plan to samples, each judged by the gate that Ray Serve hosts.
 
-An actor draws the units of a group together, the slots that one leaves going to the next. A unit that raises, hangs
-or takes its process along is drawn apart from then on, tried `synthesize.max_attempts` times and then committed with
-all its rows failed, so that one bad unit does not cost a run; `retry.py` plans such rows again.
+An actor is given several units at once, each in a thread of its own: they are drawn through the same slots, and one's
+images are encoded while another is drawn. A unit that raises, hangs or takes its process along is drawn apart from then
+on, tried `synthesize.max_attempts` times and then committed with all its rows failed, so that one bad unit does not
+cost a run; `retry.py` plans such rows again.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import os
 import time
 import traceback
 import uuid
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,11 @@ from factory.runtime.backgrounds import with_pixels
 from factory.runtime.cluster import Pools
 from factory.runtime.estimate import MADE
 from factory.runtime.retry import failed_rows
+from factory.runtime.shared_slots import Fallen, SharedSlots
 from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
 
 if TYPE_CHECKING:
     from factory.stages.synthesize import SynthesizeSamples
-
-MOST_TOGETHER = 16  # units in a group: what stands empty at its end is little, and little waits for one actor
 
 
 def synthesize(
@@ -61,13 +61,18 @@ def synthesize(
     made_of |= fingerprint(placement(section.dtype, gpu), section.base_dtype)
     arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"], gpu, uuid.uuid4().hex[:12])
     stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor,
-                    most_together=MOST_TOGETHER)  # fmt: skip
+                    at_once=units_at_once(section.slots, plan.sealed().rows // units))  # fmt: skip
     table.require(made_of)
     with gate if table.missing(units) else nullcontext():
         made = fill(table, units, made_of, plan.sealed().rows, "synthesize", echo, stage)
     _tell(run, made, pools)
     table.seal(units, made_of, {"plan": plan.digest()})
     _tell_failed(run, made, echo)
+
+
+def units_at_once(slots: int, unit_rows: int) -> int:
+    """How many units an actor is given: as many as fill its slots, one that is ending, and one that waits."""
+    return 2 + -(-slots // unit_rows)
 
 
 def _tell(run: Run, made: ProgressLine, pools: Pools) -> None:
@@ -111,13 +116,14 @@ class SynthesizeUnit(UnitStage):
 
         self.run, self.section = Run(run_uri), recipe.synthesize
         self.attempts = Attempts(self.run.store, "samples", drive, this_machine(), is_alive)
-        self.samples, self._of_unit = self.run.table("samples"), self.run.table("plan").finder("unit")
+        self._of_unit, self._begun = self.run.table("plan").finder("unit"), dict[int, Attempt]()
         into_images = recipe.plan.generator == "inpaint"
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
         gate = GateHandle(run_uri)
         self.synthesize = self.stage()(
             weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator, gpu
         )  # fmt: skip
+        self.slots = SharedSlots(self.synthesize.stream, self._begin_among_others, self._fell, self._watched)
 
     def stage(self) -> type[SynthesizeSamples]:
         """The stage it runs; another family's unit overrides this."""
@@ -125,116 +131,83 @@ class SynthesizeUnit(UnitStage):
 
         return SynthesizeSamples
 
-    def rows(self, unit: int) -> pa.Table:
-        return self.drawn(unit, self.synthesize(self.to_draw(unit)))
-
-    def to_draw(self, unit: int) -> list[dict[str, Any]]:
-        """A unit's rows as they are drawn."""
+    def made(self, unit: int) -> tuple[pa.Table, str]:
+        """A unit's rows: drawn among those of other threads, and apart from them where that did not come to its end
+        or its process died. Failed, every one, where that does not either."""
         planned = self.planned(unit)
-        return planned if self.backgrounds is None else with_pixels(planned, self.backgrounds)
+        if not self._is_drawn_apart(unit):
+            with suppress(Fallen):
+                drawn = self.slots.draw(unit, planned)
+                self.attempts.forget(self._begun.pop(unit))
+                return records.rows_to_table("samples", self.synthesize.finished(drawn)), ""
+        with self.slots.alone():
+            return self._apart(unit, planned)
 
     def planned(self, unit: int) -> list[dict[str, Any]]:
-        """A unit's rows of the plan."""
-        return self._of_unit(unit).to_pylist()
+        """A unit's rows as they are drawn."""
+        planned = self._of_unit(unit).to_pylist()
+        return planned if self.backgrounds is None else with_pixels(planned, self.backgrounds)
 
-    def drawn(self, unit: int, rows: list[dict[str, Any]]) -> pa.Table:
-        """A unit's rows as they are kept."""
-        return records.rows_to_table("samples", rows)
-
-    def together(self, units: Sequence[int]) -> Iterator[tuple[int, pa.Table, str]]:
-        """A group in its order, also when it is begun again after its actor died: what is committed by then is read
-        back, so that Ray, which passes over what it was given before, passes over the right ones."""
-        made: dict[int, tuple[pa.Table, str]] = {}
-        in_turn = iter(units)
-        turn = next(in_turn, None)
-        for unit, rows, failure in self._as_they_end(units):
-            made[unit] = rows, failure
-            while turn in made:
-                yield turn, *made.pop(turn)
-                turn = next(in_turn, None)
-
-    def _as_they_end(self, units: Sequence[int]) -> Iterator[tuple[int, pa.Table, str]]:
-        left: list[int] = []
-        for unit in units:
-            if (there := self.samples.committed(unit)) is not None:
-                yield unit, there, ""
-            else:
-                left.append(unit)
-        apart = [unit for unit in left if self._is_drawn_apart(unit)]
-        while left:
-            for unit in apart:
-                left.remove(unit)
-                yield unit, *self.made(unit)
-            apart = yield from self._streamed(left)
+    def begin(self, unit: int) -> Attempt:
+        """A unit's turn has come."""
+        return self.attempts.begin(unit)
 
     def _is_drawn_apart(self, unit: int) -> bool:
         """An actor's death counts against all units that it had under way, of which each but one is innocent."""
         return self.section.max_attempts == 1 or self.attempts.has_begun(unit)
 
-    def _streamed(self, left: list[int]) -> Generator[tuple[int, pa.Table, str], None, list[int]]:
-        """Units without a pause between them, each taken from `left` when it is made. Returns those that were under
-        way when an error ended it: whose it was is not known, and it counts when it is met again."""
-        from factory.stages.synthesize import breaks_the_device
+    def _begin_among_others(self, unit: int) -> None:
+        self._begun[unit] = self.begin(unit)
 
-        begun: dict[int, Attempt] = {}
+    def _fell(self, units: Sequence[int], error: Exception) -> None:
+        """An error ended units that were drawn together. It counts if there was but one, and else when it is met again
+        by one of them alone; what did not fit into memory is drawn with fewer slots first."""
+        from factory.stages.synthesize import breaks_the_device, is_out_of_memory
 
-        def under_way() -> Iterator[list[dict[str, Any]]]:
-            for unit in tuple(left):
-                begun[unit] = self.attempts.begin(unit)
-                yield self.to_draw(unit)
-
-        def end(reason: str, text: str, trace: str = "") -> None:
-            for attempt in begun.values():
-                self._end(attempt, reason, text, trace)
-
-        drawn = self.synthesize.stream(under_way())
-        while left:
-            try:
-                with watchdog(self.section.unit_timeout_s, partial(end, TIMED_OUT)):
-                    rows = next(drawn)
-            except Stopped:
-                raise
-            except Exception as error:
-                if not begun:
-                    raise
-                if breaks_the_device(error):
-                    end(ERROR, f"{type(error).__name__}: {error}", traceback.format_exc())
-                    os._exit(EXIT_STATUS)
-                with self.run.events() as events:
-                    events.write("drawn_apart", units=list(begun), text=traceback.format_exc())
-                break
-            unit = rows[0]["unit"]
-            self.attempts.forget(begun.pop(unit))
-            left.remove(unit)
-            yield unit, self.drawn(unit, rows), ""
-        drawn.close()
-        for attempt in begun.values():
+        trace = "".join(traceback.format_exception(error))
+        begun = [self._begun.pop(unit) for unit in units if unit in self._begun]
+        broken = breaks_the_device(error)
+        if broken or (len(units) == 1 and not is_out_of_memory(error)):
+            for attempt in begun:
+                self._end(attempt, ERROR, f"{type(error).__name__}: {error}", trace)
+            if broken:
+                os._exit(EXIT_STATUS)  # all that this process has on its GPU is lost; its successor has it anew
+            return
+        for attempt in begun:
             self.attempts.forget(attempt)
-        return list(begun)
+        with self.run.events() as events:
+            events.write("drawn_apart", units=list(units), text=trace)
 
-    def made(self, unit: int) -> tuple[pa.Table, str]:
+    def _watched(self) -> AbstractContextManager[None]:
+        def late(text: str) -> None:
+            for unit in self.slots.under_way:
+                self._end(self._begun[unit], TIMED_OUT, text)
+
+        return watchdog(self.section.unit_timeout_s, late)
+
+    def _apart(self, unit: int, planned: list[dict[str, Any]]) -> tuple[pa.Table, str]:
         """A unit's rows, drawn by the first attempt that comes to its end, or all of them failed."""
         from factory.stages.synthesize import breaks_the_device
 
-        attempt = self.attempts.begin(unit)
+        attempt = self.begin(unit)
         while attempt.spent < self.section.max_attempts:
             if 0 < attempt.spent == self.section.max_attempts - 1 and attempt.reason != ERROR:
                 self.synthesize.halve()  # who was killed may have been too large for the machine
             try:
                 with watchdog(self.section.unit_timeout_s, partial(self._end, attempt, TIMED_OUT)):
-                    rows = self.rows(unit)
+                    rows = records.rows_to_table("samples", self.synthesize(planned))
             except Stopped:
                 raise
             except Exception as error:
                 self._end(attempt, ERROR, f"{type(error).__name__}: {error}", traceback.format_exc())
                 if breaks_the_device(error):
-                    os._exit(EXIT_STATUS)  # all that this process has on its GPU is lost; its successor has it anew
-                attempt = self.attempts.begin(unit)
+                    os._exit(EXIT_STATUS)
+                attempt = self.begin(unit)
             else:
                 self.attempts.forget(attempt)
                 whole = set(rows["outcome"].to_pylist()) == {records.FAILED}
                 return rows, str(rows["reason"][0].as_py()) if whole else ""
-        rows = records.rows_to_table("samples", self.synthesize.failed(self.planned(unit), attempt.reason))
+        rows = records.rows_to_table("samples", self.synthesize.failed(planned, attempt.reason))
         self.attempts.forget(attempt)
         return rows, f"{attempt.reason}: {attempt.text}" if attempt.text else attempt.reason
 

@@ -1,12 +1,11 @@
 """What every pipeline of Ray Data here is made of: units, a pool of actors that makes them, and their commit.
 
-A unit is committed by one part that is put in place only if it is not there. Resume is the list
+One row is one unit; a unit is committed by one part that is put in place only if it is not there. Resume is the list
 of parts that are missing. Ray Data's own checkpointing is left off: it loses or repeats rows in ways that it does not
 report, and it makes every rejected sample again.
 
 A pipeline is a stage (`stages/`, no Ray) inside an actor that reads its unit's rows and hands on the result; the
-commit is a task of its own, so that an actor goes on while its last unit is written. An actor is given one unit at a
-time, or several as a group, of which each is handed on as soon as it is made.
+commit is a task of its own, so that an actor goes on while its last unit is written.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from factory.storage import StorageError
 from factory.tables import Table, fingerprint_of
 
 Echo = Callable[[str], None]
-IN_FLIGHT = 2  # groups of units that an actor is given at once: the next one is there when the last one ends
+IN_FLIGHT = 2  # units that an actor has at hand: the next one is there when the last one ends
 MAX_FAILED_IN_A_ROW = 5  # units; so many are no bad units but a mistake, and the rest would fail like them
 LIGHT_UNITS = 4  # per actor at least, where a unit takes less than the seconds of imports of one more process
 
@@ -78,7 +77,7 @@ _TYPES = [pa.int64(), pa.large_binary(), pa.string(), pa.string()]
 
 
 class UnitStage:
-    """A stage on units: reads a unit's rows, works, yields `unit` and `rows` (an Arrow stream), a row for each unit.
+    """A stage on one unit at a time: reads its rows, works, returns `unit` and `rows` (an Arrow stream).
 
     A unit whose stage says `Stopped` has no rows and is not committed; `stopped` is what the run ends with. `failure`
     is what a unit failed by that is committed with all its rows failed, else empty.
@@ -89,32 +88,22 @@ class UnitStage:
     def rows(self, unit: int) -> pa.Table:
         raise NotImplementedError
 
-    def together(self, units: Sequence[int]) -> Iterator[tuple[int, pa.Table, str]]:
-        """A group's units in its order, with their rows and failures. An exception ends the run."""
-        return ((unit, *self.made(unit)) for unit in units)
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for units in batch["units"].to_pylist():
-            yield from self._group(units)
-
-    def _group(self, units: Sequence[int]) -> Iterator[pa.Table]:
-        handed_on = 0
-        try:
-            for unit, rows, failure in self.together(units):
-                yield _one(unit, stream_of(rows), None, failure)
-                handed_on += 1
-        except Stopped as stop:
-            yield _one(units[handed_on], None, str(stop), "")
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        made = [(unit, *self._made(unit)) for unit in batch["unit"].to_pylist()]
+        return pa.Table.from_arrays(
+            [pa.array(column, dtype) for column, dtype in zip(zip(*made, strict=True), _TYPES, strict=True)], _COLUMNS
+        )
 
     def made(self, unit: int) -> tuple[pa.Table, str]:
         """A unit's rows and its failure. An exception ends the run; a stage that can do better overrides this."""
         return self.rows(unit), ""
 
-
-def _one(*values: Any) -> pa.Table:
-    return pa.Table.from_arrays(
-        [pa.array([value], dtype) for value, dtype in zip(values, _TYPES, strict=True)], _COLUMNS
-    )
+    def _made(self, unit: int) -> tuple[bytes | None, str | None, str]:
+        try:
+            rows, failure = self.made(unit)
+            return stream_of(rows), None, failure
+        except Stopped as stop:
+            return None, str(stop), ""
 
 
 class CommitTable:
@@ -162,39 +151,27 @@ def pool(
     *,
     num_gpus: float = 0.0,
     units_per_actor: int = 1,
-    most_together: int = 1,
+    at_once: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Runs a stage on an actor pool over units, commits each, and yields what was committed.
 
     All actors are asked for at once: work begins with those that find room, an autoscaler sees what the others want,
     and they join as it comes. Units of a machine that is gone for good are made by the actors that are left; an actor
     that dies elsewhere is started again by Ray, with its unit, for ever (see `runtime/attempts.py`). An exception in a
-    stage ends the run: a bad row is the stage's own business, and gets a reason there. most_together: units in a group
-    at most.
+    stage ends the run: a bad row is the stage's own business, and gets a reason there. at_once: units that an actor
+    is called with at the same time, each in a thread of its own.
     """
     left = dict.fromkeys(units)
     while left:
-        size = min(num_actors, -(-len(left) // units_per_actor))
-        groups = list(groups_of(list(left), size, most_together))
-        with lost_actors_given_up(lambda: len(left), IN_FLIGHT * len(groups[0])) as watch:
+        with lost_actors_given_up(lambda: len(left), max(IN_FLIGHT, at_once)) as watch:
             try:
-                for committed in _made(stage, arguments, size, groups, commit, num_gpus):
+                size = min(num_actors, -(-len(left) // units_per_actor))
+                for committed in _made(stage, arguments, size, list(left), commit, num_gpus, at_once):
                     del left[committed["unit"]]
                     yield committed
             except Exception as error:
                 if not (watch.given_up and _of_an_actor(error)):
                     raise
-
-
-def groups_of(units: Sequence[int], num_actors: int, most: int) -> Iterator[list[int]]:
-    """Units in order, in groups that get smaller, so that several actors end together: each is half of an actor's
-    share of what is left."""
-    start = 0
-    while start < len(units):
-        share = (len(units) - start) // (2 * num_actors) if num_actors > 1 else most
-        size = max(1, min(most, share))
-        yield list(units[start : start + size])
-        start += size
 
 
 def _of_an_actor(error: BaseException) -> bool:
@@ -208,26 +185,30 @@ def _made(
     stage: type[UnitStage],
     arguments: tuple[Any, ...],
     num_actors: int,
-    groups: Sequence[Sequence[int]],
+    units: Sequence[int],
     commit: CommitTable,
     num_gpus: float,
+    at_once: int,
 ) -> Iterator[dict[str, Any]]:
     """`pool` on as many actors as are said, once."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    context = DataContext.get_current().copy()
-    context.target_max_block_size = 1  # a block for each row: a unit goes on to its commit when it is made
-    with DataContext.current(context):  # a dataset keeps the one that it was begun in
-        dataset = ray.data.from_items([{"units": list(group)} for group in groups], override_num_blocks=len(groups))
+    dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
     made = dataset.map_batches(
         stage,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
+        compute=ActorPoolStrategy(
+            size=num_actors,
+            max_tasks_in_flight_per_actor=max(IN_FLIGHT, at_once),
+            enable_true_multi_threading=at_once > 1,
+        ),
+        max_concurrency=at_once,
         fn_constructor_args=arguments,
         num_cpus=ACTOR_CPUS,
         num_gpus=num_gpus or None,
+        udf_modifying_row_count=False,
     )
     # As many commits at once as there are actors: theirs are processes too.
     committed = made.map_batches(
@@ -237,7 +218,6 @@ def _made(
         num_cpus=ACTOR_CPUS,
         compute=TaskPoolStrategy(num_actors),
     )
-    assert committed.context.target_max_block_size == 1
     for batch in committed.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 

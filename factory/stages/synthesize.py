@@ -13,9 +13,9 @@ it changed outside the mask is measured, then the background is put back there.
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,15 @@ Row = dict[str, Any]
 CONTEXT_BATCH = 4  # backgrounds are encoded at one shape, so that a sample never depends on its neighbours
 KEPT_BYTES = 2**29  # of embedded prompts: 64 of FLUX.1's at 512 tokens, all that a small model meets
 OUT_OF_MEMORY = "out_of_memory"
+
+
+@dataclass(frozen=True)
+class DrawnUnit:
+    """A unit's rows, what was drawn of each by sample_id, and at how many slots."""
+
+    rows: Sequence[Row]
+    sampled: Mapping[str, Sampled]
+    slots: int
 
 
 class SynthesizeSamples:
@@ -74,38 +83,33 @@ class SynthesizeSamples:
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""
         while rows:
-            if (done := self._fitting(rows)) is not None:
-                return [self._finished(row, done[row["sample_id"]]) for row in rows]
+            if (drawn := self._fitting(rows)) is not None:
+                return self.finished(drawn)
             if not self.halve():
                 return self.failed(rows, OUT_OF_MEMORY)
         return []
 
-    def stream(self, units: Iterable[Sequence[Row]]) -> Generator[list[Row], None, None]:
-        """Units' rows, each unit's as a call would give them, when its last sample has ended: that is not always in
-        the order of the units, which are asked for as slots become free. Slots run empty only where the size changes;
-        and between any two units where a sample would depend on its neighbours, which is probed once for each size.
-        An error ends the stream, and what was under way is then missing."""
-        for size, same in groupby(units, lambda rows: _size(rows[0])):
-            yield from self._streamed(size, same)
+    def stream(self, units: Iterator[tuple[int, Sequence[Row]]]) -> Iterator[tuple[int, DrawnUnit]]:
+        """Units with their rows, each drawn as a call would draw it, when its last sample has ended: that is not always
+        in the order of the units. They are asked for as slots become free, and may have none then and one later. Slots
+        run empty only where the size changes; and between any two units where a sample would depend on its neighbours,
+        which is probed once for each size. An error ends the stream, and what was under way is then missing."""
+        following = next(units, None)
+        while following is not None:
+            same = _OfOneSize(following, units, self.jobs)
+            for sampled in self._sampler(same.size, together=True).run(same):
+                if (ended := same.add(sampled)) is not None:
+                    unit, rows, done = ended
+                    yield unit, DrawnUnit(rows, done, self.slots)
+            following = same.left or next(units, None)
 
-    def _streamed(self, size: tuple[int, int], units: Iterable[Sequence[Row]]) -> Iterator[list[Row]]:
-        of_sample: dict[str, tuple[Row, Sequence[Row], dict[str, Row]]] = {}
-
-        def jobs() -> Iterator[SampleJob]:
-            for rows in units:
-                done: dict[str, Row] = {}
-                of_sample.update((row["sample_id"], (row, rows, done)) for row in rows)
-                yield from self.jobs(rows)
-
-        for sampled in self._sampler(size, together=True).run(jobs()):
-            row, rows, done = of_sample.pop(sampled.sample_id)
-            done[sampled.sample_id] = self._finished(row, sampled)
-            if len(done) == len(rows):
-                yield [done[row["sample_id"]] for row in rows]
+    def finished(self, drawn: DrawnUnit) -> list[Row]:
+        """What was drawn as it is kept, images encoded. Other threads may draw meanwhile."""
+        return [self._finished(row, drawn.sampled[row["sample_id"]], drawn.slots) for row in drawn.rows]
 
     def failed(self, rows: Sequence[Row], reason: str) -> list[Row]:
         """The rows as they are kept when nothing could be made of them."""
-        return [self._row(row) | {"outcome": records.FAILED, "reason": reason} for row in rows]
+        return [self._row(row, self.slots) | {"outcome": records.FAILED, "reason": reason} for row in rows]
 
     def halve(self) -> bool:
         """Half the slots from now on; False if there was but one."""
@@ -118,11 +122,11 @@ class SynthesizeSamples:
         self.slots = max(1, self.slots // 2)
         return halved
 
-    def _fitting(self, rows: Sequence[Row]) -> dict[str, Sampled] | None:
-        """What was drawn by sample, or None if it did not fit into memory. What had been drawn by then is let go:
-        the rows of a unit have one shape."""
+    def _fitting(self, rows: Sequence[Row]) -> DrawnUnit | None:
+        """What was drawn, or None if it did not fit into memory. What had been drawn by then is let go: the rows of a
+        unit have one shape."""
         try:
-            return {sampled.sample_id: sampled for sampled in self.draw(rows)}
+            return DrawnUnit(rows, {sampled.sample_id: sampled for sampled in self.draw(rows)}, self.slots)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -136,7 +140,7 @@ class SynthesizeSamples:
         """A planned row as far as `calls_run` calls, and its latents then, (C, h, w). For a stage without a gate."""
         (job,) = self.jobs([row])
         (sampled,) = self._sampler(_size(row)).run([replace(job, stop_after=calls_run)])
-        return self._finished(row, sampled), sampled.latents
+        return self._finished(row, sampled, self.slots), sampled.latents
 
     def _sampler(self, size: tuple[int, int], together: bool = False) -> Sampler:
         """The sampler of an image size (width, height); one for several units together is probed first."""
@@ -192,17 +196,17 @@ class SynthesizeSamples:
         contexts = in_fixed_shape(lambda part: denoiser.context(part[:, :3], part[:, 3:]), both, CONTEXT_BATCH)
         return [{"context": context, "mask": mask} for context, mask in zip(contexts.cpu(), masks, strict=True)]
 
-    def _row(self, row: Row) -> Row:
+    def _row(self, row: Row, slots: int) -> Row:
         """What is true of the row whatever became of it. The plan's own mask, if any, is the sample's only once it is
         drawn."""
         kept = {name: value for name, value in row.items() if name not in ("mask", "background")}
         return kept | {
-            "batch_shape": self.slots, "num_threads": self.section.num_threads,
+            "batch_shape": slots, "num_threads": self.section.num_threads,
             "weights_digest": self.denoiser.digest, "gate_digest": self.gate_digest,
         }  # fmt: skip
 
-    def _finished(self, row: Row, sampled: Sampled) -> Row:
-        done = self._row(row) | {"calls_run": sampled.calls_run, "outcome": records.ACCEPTED, "reason": None}
+    def _finished(self, row: Row, sampled: Sampled, slots: int) -> Row:
+        done = self._row(row, slots) | {"calls_run": sampled.calls_run, "outcome": records.ACCEPTED, "reason": None}
         verdict = sampled.verdict
         if verdict is not None:  # the last checkpoint's overlap stays beside the final one
             scores = {**(sampled.early[-1].scores if sampled.early else {}), **verdict.scores}
@@ -225,6 +229,48 @@ class SynthesizeSamples:
         return image_of | {
             "mask": records.image_struct(encoded, f"{name}-mask.png"), "mask_source": self.denoiser.mask_source,
         }  # fmt: skip
+
+
+class _OfOneSize:
+    """The jobs of the units that follow one another at one image size, for a sampler; `left`: the first unit of another
+    size, which waits until the sampler has ended."""
+
+    def __init__(
+        self,
+        first: tuple[int, Sequence[Row]],
+        units: Iterator[tuple[int, Sequence[Row]]],
+        jobs: Callable[[Sequence[Row]], list[SampleJob]],
+    ) -> None:
+        self.size = _size(first[1][0])
+        self.left: tuple[int, Sequence[Row]] | None = first
+        self._units, self._jobs_of = units, jobs
+        self._jobs: deque[SampleJob] = deque()
+        self._under_way: dict[str, tuple[int, Sequence[Row], dict[str, Sampled]]] = {}
+
+    def __iter__(self) -> Iterator[SampleJob]:
+        return self
+
+    def __next__(self) -> SampleJob:
+        if not self._jobs:
+            unit, rows = self._following()
+            done: dict[str, Sampled] = {}
+            self._under_way.update((row["sample_id"], (unit, rows, done)) for row in rows)
+            self._jobs += self._jobs_of(rows)
+        return self._jobs.popleft()
+
+    def _following(self) -> tuple[int, Sequence[Row]]:
+        """The next unit of the size, or a StopIteration where there is none by now."""
+        self.left = self.left or next(self._units)
+        if _size(self.left[1][0]) != self.size:
+            raise StopIteration
+        unit, self.left = self.left, None
+        return unit
+
+    def add(self, sampled: Sampled) -> tuple[int, Sequence[Row], dict[str, Sampled]] | None:
+        """Takes what was drawn; returns its unit, with its rows and all that was drawn of it, if it was the last."""
+        unit, rows, done = self._under_way.pop(sampled.sample_id)
+        done[sampled.sample_id] = sampled
+        return (unit, rows, done) if len(done) == len(rows) else None
 
 
 def _size(row: Row) -> tuple[int, int]:

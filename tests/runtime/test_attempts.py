@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from factory.recipe import Recipe, SynthesizeSection, load
 from factory.run import Run, read_events
 from factory.runtime.attempts import ACTOR_DIED, ERROR, EXIT_STATUS, TIMED_OUT, Attempt, Attempts
 from factory.runtime.retry import failed_rows, plan_failed
+from factory.runtime.shared_slots import SharedSlots
 from factory.runtime.synthesize import SynthesizeUnit, _tell_failed
-from factory.runtime.units import MAX_FAILED_IN_A_ROW, fill, groups_of
+from factory.runtime.units import MAX_FAILED_IN_A_ROW, fill
 from factory.storage import open_store
 
 SMALL = ["plan.diagnoses=[nevus, melanoma]", "plan.skin_types=[I, V]", "plan.count=12", "plan.audit_min=1",
@@ -81,30 +83,39 @@ def test_the_watchdog_ends_its_process_and_says_where_it_was(tmp_path: Path, sle
 
 
 class Unit(SynthesizeUnit):
-    """The unit without Ray and without a network: `work` makes the rows, the base class does the rest."""
+    """The unit without Ray and without a network: `work` is told of a unit and a try, the base class does the rest.
+    Rows are drawn two units at once, of which the second ends first."""
 
     def __init__(self, run: Run, work: Callable[[int, int], None], drive: str = "one", max_attempts: int = 3) -> None:
         self.run, self.section = run, SynthesizeSection(max_attempts=max_attempts)
-        self.samples, self._of_unit = run.table("samples"), run.table("plan").finder("unit")
+        self._of_unit, self._begun = run.table("plan").finder("unit"), {}
         self.backgrounds = None
         self.attempts = Attempts(run.store, "samples", drive)
         self.work, self.tries, self.halved = work, 0, 0
         self.order: list[int] = []  # units as their rows were drawn
         self.synthesize = self  # type: ignore[assignment]  # what `made` asks of the stage is below
+        self.slots = SharedSlots(self.stream, self._begin_among_others, self._fell, self._watched)  # type: ignore[arg-type]
 
-    def rows(self, unit: int) -> pa.Table:
+    def __call__(self, rows: Any) -> Any:
+        if isinstance(rows, pa.Table):
+            return super().__call__(rows)
+        unit = rows[0]["unit"]
         self.tries += 1
         self.work(unit, self.tries)
         self.order.append(unit)
-        return made(self.planned(unit), lambda row: (records.ACCEPTED, None))
+        return made(rows, lambda row: (records.ACCEPTED, None)).to_pylist()
 
-    def stream(self, units: Iterable[list[dict[str, Any]]]) -> Generator[list[dict[str, Any]], None, None]:
-        """Two units under way at once, of which the second ends first."""
-        numbers = (rows[0]["unit"] for rows in units)
-        under_way = list(itertools.islice(numbers, 2))
-        while under_way:
-            yield self.rows(under_way.pop()).to_pylist()
-            under_way += itertools.islice(numbers, 1)
+    def stream(self, units: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        under_way: list[tuple[int, Any]] = []
+        while under_way or (first := next(units, None)) is not None:
+            under_way = under_way or [first]
+            if (second := next(units, None)) is not None:
+                under_way.append(second)
+            unit, rows = under_way.pop()
+            yield unit, self(rows)
+
+    def finished(self, drawn: Any) -> Any:
+        return drawn
 
     def failed(self, rows: list[dict[str, Any]], reason: str) -> list[dict[str, Any]]:
         return made(rows, lambda row: (records.FAILED, reason)).to_pylist()
@@ -182,26 +193,31 @@ def test_what_asks_for_the_run_to_be_stopped_still_does(planned: Run) -> None:
     def stops(unit: int, tries: int) -> None:
         raise Stopped("enough")
 
-    (told,) = Unit(planned, stops)(pa.table({"units": [[1, 2]]}))
-    assert told.to_pylist() == [{"unit": 1, "rows": None, "stopped": "enough", "failure": ""}]
+    assert Unit(planned, stops)._made(1) == (None, "enough", "")
 
 
-# --------------------------------------------------------------------------------------------- a group of units
+# --------------------------------------------------------------------------------------------- several units at once
 
 
-def group(unit: Unit, *units: int) -> list[tuple[int, str]]:
-    """The units of a group and their failures, as they are handed on. Each is whole."""
-    told = [row for table in unit(pa.table({"units": [units]})) for row in table.to_pylist()]
-    for row in told:
-        rows = pa.ipc.open_stream(row["rows"]).read_all()
-        assert rows["sample_id"].to_pylist() == [one["sample_id"] for one in unit.planned(row["unit"])]
-    return [(row["unit"], row["failure"]) for row in told]
+def at_once(unit: Unit, *units: int) -> dict[int, str]:
+    """The units, each in a thread of its own, and what they failed by. They wait in the order that is given here."""
+    with ThreadPoolExecutor(len(units)) as threads, unit.slots._turn:  # none draws before all wait
+        asked = {}
+        for number in units:
+            waiting = len(unit.slots._waiting)
+            asked[number] = threads.submit(unit.made, number)
+            while len(unit.slots._waiting) == waiting and not unit._is_drawn_apart(number):
+                time.sleep(0.001)
+    found = {number: future.result(timeout=60) for number, future in asked.items()}
+    for number, (rows, _) in found.items():
+        assert rows["sample_id"].to_pylist() == [row["sample_id"] for row in unit.planned(number)]
+    return {number: failure for number, (_, failure) in found.items()}
 
 
-def test_units_of_a_group_are_handed_on_in_its_order_however_they_end(planned: Run, tmp_path: Path) -> None:
+def test_units_of_several_threads_are_drawn_by_one_of_them_for_all(planned: Run, tmp_path: Path) -> None:
     unit = Unit(planned, lambda number, tries: None)
-    assert group(unit, 0, 1, 2) == [(0, ""), (1, ""), (2, "")]
-    assert unit.order == [1, 2, 0] and marks(tmp_path) == []
+    assert at_once(unit, 0, 1, 2) == {0: "", 1: "", 2: ""}
+    assert unit.order == [1, 2, 0] and unit.tries == 3 and marks(tmp_path) == []
 
 
 def test_an_error_among_several_units_counts_when_it_is_met_again_apart(planned: Run, tmp_path: Path) -> None:
@@ -210,44 +226,37 @@ def test_an_error_among_several_units_counts_when_it_is_met_again_apart(planned:
             raise KeyError("a mistake")
 
     unit = Unit(planned, always, max_attempts=2)
-    assert group(unit, 0, 1, 2) == [(0, ""), (1, "error: KeyError: 'a mistake'"), (2, "")]
-    assert unit.order == [0, 2] and unit.tries == 1 + 1 + 2 + 1 and marks(tmp_path) == []
+    assert at_once(unit, 0, 1, 2) == {0: "", 1: "error: KeyError: 'a mistake'", 2: ""}
+    assert sorted(unit.order) == [0, 2] and unit.tries == 1 + 1 + 2 + 1 and marks(tmp_path) == []
     events = [(event["event"], event.get("unit"), event.get("units")) for event in read_events(planned.store)]
     assert sorted(events, key=str) == [*[("attempt_ended", 1, None)] * 2, ("drawn_apart", None, [0, 1])]
     once = Unit(planned, raises(1), "two")
-    assert group(once, 0, 1, 2) == [(0, ""), (1, ""), (2, "")]
+    assert at_once(once, 0, 1, 2) == {0: "", 1: "", 2: ""}
 
 
-def test_what_was_under_way_when_a_process_ended_is_drawn_apart_and_what_is_committed_is_read(
-    planned: Run, tmp_path: Path
-) -> None:
+def test_what_stops_the_run_stops_each_unit_that_was_under_way(planned: Run, tmp_path: Path) -> None:
+    def stops(number: int, tries: int) -> None:
+        raise Stopped("enough")
+
+    with pytest.raises(Stopped, match="enough"):
+        at_once(Unit(planned, stops), 0, 1)
+
+
+def test_what_was_under_way_when_a_process_ended_is_drawn_apart(planned: Run, tmp_path: Path) -> None:
     def killed(number: int, tries: int) -> None:
-        if number == 2:
+        if number == 1:
             raise KeyboardInterrupt  # nothing may catch what ends a process
 
-    process, handed_on = Unit(planned, killed), []
     with pytest.raises(KeyboardInterrupt):
-        for table in process(pa.table({"units": [[0, 1, 2]]})):
-            handed_on += table.to_pylist()
-    assert process.order == [1] and handed_on == []  # 1 waited for 0, which was under way with 2
-    assert marks(tmp_path) == ["000000-one-1.json", "000002-one-1.json"]
-    assert planned.table("samples").commit(1, made(process.planned(1), lambda row: (records.ACCEPTED, None)))
+        Unit(planned, killed).made(1)
+    assert marks(tmp_path) == ["000001-one-1.json"]
     again = Unit(planned, lambda number, tries: None)
-    assert group(again, 0, 1, 2) == [(0, ""), (1, ""), (2, "")]
-    assert again.order == [0, 2] and marks(tmp_path) == []
+    assert at_once(again, 0, 1, 2) == {0: "", 1: "", 2: ""}
+    assert sorted(again.order) == [0, 1, 2] and marks(tmp_path) == []
     third = Unit(planned, killed, "three", max_attempts=1)  # one attempt each: whose it was must be known
     with pytest.raises(KeyboardInterrupt):
-        group(third, 2, 0)
-    assert group(Unit(planned, killed, "three", max_attempts=1), 2, 0) == [(2, ACTOR_DIED), (0, "")]
-
-
-def test_groups_get_smaller_so_that_several_actors_end_together() -> None:
-    groups = list(groups_of(range(100), 2, 16))
-    assert [unit for one in groups for unit in one] == list(range(100))
-    sizes = [len(one) for one in groups]
-    assert sizes[0] == 16 and sizes[-4:] == [1] * 4 and sizes == sorted(sizes, reverse=True)
-    assert [len(one) for one in groups_of(range(20), 1, 16)] == [16, 4]
-    assert [len(one) for one in groups_of(range(3), 4, 16)] == [1, 1, 1] and list(groups_of([], 4, 16)) == []
+        third.made(1)
+    assert at_once(Unit(planned, killed, "three", max_attempts=1), 1, 0) == {1: ACTOR_DIED, 0: ""}
 
 
 # ------------------------------------------------------------------------------------------------------ a run

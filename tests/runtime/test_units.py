@@ -65,8 +65,7 @@ class Synthesized(UnitStage):
 def looped(stage: UnitStage, units: Sequence[int], commit: CommitTable) -> Iterator[dict[str, Any]]:
     """What `runtime/units.pool` yields, one unit after the other in this process."""
     for unit in units:
-        for made in stage(pa.table({"units": [[unit]]})):
-            yield from commit(made).to_pylist()
+        yield from commit(stage(pa.table({"unit": [unit]}))).to_pylist()
 
 
 def driven(
@@ -208,7 +207,7 @@ def test_an_attempt_that_ends_after_its_unit_was_committed_changes_nothing_and_i
     recipe = recipe_of(tiny_weights.overrides, 2)
     run = planned(tmp_path / "run", recipe)
     table, stage = run.table("samples"), Synthesized(run, recipe)
-    (late,) = stage(pa.table({"units": [[1]]}))  # made by one that was given up, and is still on its way
+    late = stage(pa.table({"unit": [1]}))  # made by one that was given up, and is still on its way
     said: list[str] = []
     pool = functools.partial(looped, stage)
     fill(table, 2, MADE_OF, 2 * ROWS, "synthesize", said.append, pool)
@@ -221,8 +220,7 @@ def test_an_attempt_that_ends_after_its_unit_was_committed_changes_nothing_and_i
     other = planned(tmp_path / "other", recipe)
     assert CommitTable(other.table("samples"))(late).to_pylist()[0]["won"]
     counted = ProgressLine("synthesize", ROWS, echo=said.append)
-    (again,) = stage(pa.table({"units": [[1]]}))
-    counted.add(CommitTable(other.table("samples"))(again).to_pylist()[0])
+    counted.add(CommitTable(other.table("samples"))(stage(pa.table({"unit": [1]}))).to_pylist()[0])
     assert counted.done == ROWS and sum(counted.counts.values()) == ROWS
     assert Path(other.uri, table.part_path(1)).read_bytes() == Path(run.uri, table.part_path(1)).read_bytes()
 

@@ -55,14 +55,14 @@ def test_units_of_a_stream_are_what_calls_give_and_are_asked_for_as_slots_become
     alone, together, asked = stage(tiny_weights), stage(tiny_weights), list[int]()
     wanted = {unit: alone(planned(unit)) for unit in range(4)}
 
-    def units() -> Iterator[Sequence[dict[str, Any]]]:
+    def units() -> Iterator[tuple[int, Sequence[dict[str, Any]]]]:
         for unit in range(4):
             asked.append(unit)
-            yield planned(unit)
+            yield unit, planned(unit)
 
     found = {}
-    for rows in together.stream(units()):
-        found[rows[0]["unit"]] = rows
+    for unit, drawn in together.stream(units()):
+        found[unit] = together.finished(drawn)
         assert len(asked) <= len(found) + 2  # those under way, and one that is looked at beforehand
     assert found == wanted
     assert {row["outcome"] for rows in found.values() for row in rows} == {ACCEPTED, REJECTED}
@@ -81,17 +81,46 @@ def test_units_of_another_size_come_after_and_are_probed_for_themselves(
 
     monkeypatch.setattr(synthesize, "slot_invariant", remembers)
     made = stage(tiny_weights)
-    assert [rows[0]["unit"] for rows in made.stream([planned(0), planned(1, 32), planned(2, 32)])] == [0, 1, 2]
-    assert [rows[0]["unit"] for rows in made.stream([planned(3)])] == [3]
+    units = [(0, planned(0)), (1, planned(1, 32)), (2, planned(2, 32))]
+    assert [unit for unit, _ in made.stream(iter(units))] == [0, 1, 2]
+    assert [unit for unit, _ in made.stream(iter([(3, planned(3))]))] == [3]
     assert probed == [(16, 16, SLOTS), (32, 16, SLOTS)]
     made.halve()
-    assert [rows[0]["batch_shape"] for rows in made.stream([planned(4)])] == [SLOTS // 2]
+    ((_, drawn),) = made.stream(iter([(4, planned(4))]))
+    made.slots = SLOTS  # whatever becomes of the stage by then, a row says at what shape it was drawn
+    assert {row["batch_shape"] for row in made.finished(drawn)} == {SLOTS // 2}
     assert probed[2:] == [(16, 16, SLOTS // 2)]
+
+
+def test_a_unit_that_comes_while_others_are_drawn_takes_the_slots_that_are_free(tiny_weights: Any) -> None:
+    """The units have none for a while, as a queue that is filled by other threads."""
+    made, asked = stage(tiny_weights), list[int]()
+
+    class Late:
+        def __iter__(self) -> Late:
+            return self
+
+        def __next__(self) -> tuple[int, Sequence[dict[str, Any]]]:
+            asked.append(len(asked))
+            if len(asked) in (2, 3, 5) or len(asked) > 6:
+                raise StopIteration
+            return len(asked), planned(len(asked))
+
+    found = [(unit, made.finished(drawn)) for unit, drawn in made.stream(Late())]
+    assert [unit for unit, _ in found] == [1, 4, 6]
+    assert all(rows == stage(tiny_weights)(planned(unit)) for unit, rows in found)
+    assert made._samplers[16, 16].counters.calls < 3 * stage_calls(tiny_weights)
+
+
+def stage_calls(weights: Any) -> int:
+    alone = stage(weights)
+    alone(planned(1))
+    return alone._samplers[16, 16].counters.calls
 
 
 def test_a_stream_that_is_left_leaves_nothing_behind(tiny_weights: Any) -> None:
     made = stage(tiny_weights)
-    left = made.stream(planned(unit) for unit in range(3))
+    left = made.stream((unit, planned(unit)) for unit in range(3))
     next(left)
     left.close()
     assert made(planned(7)) == stage(tiny_weights)(planned(7))

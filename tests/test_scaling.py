@@ -157,18 +157,17 @@ def test_a_node_that_is_lost_without_a_word_costs_what_it_held_and_nothing_else(
 # ------------------------------------------------------------------------------------------------------ the numbers
 
 
-def test_a_rate_is_counted_from_all_busy_to_the_first_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two actors, units of 10 samples and 2 s. Both work from 3 to 5: that is half of b's first unit, all of a's
-    second, and half of b's second, 20 samples in 2 s."""
-    spans = {"a": [Span(0, 1, 3), Span(1, 3, 5)], "b": [Span(2, 2.5, 4), Span(3, 4, 7)]}
+def test_a_rate_is_counted_from_all_busy_to_the_last_unit_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two actors, units of 10 samples. Both have enough to do from 2.5, when b begins, to 5, when a begins its last:
+    a quarter of a's first unit is made in that time, all of its second, b's first, and a third of b's second."""
+    spans = {"a": [Span(0, 1, 3), Span(1, 3, 5), Span(4, 5, 6)], "b": [Span(2, 2.5, 4), Span(3, 4, 7), Span(5, 6, 8)]}
     monkeypatch.setattr(scaling, "spans_of", lambda run: spans)
-    rows = type("Run", (), {"table": lambda self, name: type("Table", (), {"read": lambda self, names: range(40)})()})()
-    point = scaling.point_of(rows, nodes=2, started=0.0, over=8.0, rows=10)
-    assert (point.all_busy_s, point.seconds, point.rate) == (2.5, 8.0, 5.0)
-    # From 2.5 to 5: a quarter of a's first, a's second, b's first, a third of b's second.
+    rows = type("Run", (), {"table": lambda self, name: type("Table", (), {"read": lambda self, names: range(60)})()})()
+    point = scaling.point_of(rows, nodes=2, started=0.0, over=10.0, rows=10)
+    assert (point.all_busy_s, point.seconds, point.rate) == (2.5, 10.0, 6.0)
     assert point.steady_rate == pytest.approx(10 * (0.25 + 1 + 1 + 1 / 3) / 2.5)
     with pytest.raises(ValueError, match="every node must get a unit, got 2 busy of 3"):
-        scaling.point_of(rows, nodes=3, started=0.0, over=8.0, rows=10)
+        scaling.point_of(rows, nodes=3, started=0.0, over=10.0, rows=10)
 
 
 def test_efficiency_is_a_nodes_rate_against_the_smallest_runs() -> None:

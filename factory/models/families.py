@@ -12,6 +12,8 @@ from factory.models.weights import check_directory, family_of
 if TYPE_CHECKING:
     import torch
 
+    from factory.models.kept_prompts import KeptPrompts
+
 # The families of directories that each family loads.
 BASES: dict[str, tuple[str, ...]] = {
     "flux": ("flux",), "joint": ("joint",), "inpaint": ("inpaint", "joint"),
@@ -39,10 +41,12 @@ def load_denoiser(
     *,
     dtype: torch.dtype | None = None,
     base_dtype: str | None = None,
+    prompts: KeptPrompts | None = None,
 ) -> Denoiser:
     """The denoiser of a diffusers directory with an adapter merged into it. family: what it is loaded as, where a
     directory serves more than one; by default what it draws as it is. dtype: what `to` will be called with, so that
-    FLUX.1 is never held in float32; base_dtype: see `quantise`, for FLUX.1 alone."""
+    FLUX.1 is never held in float32; base_dtype: see `quantise`; prompts: read instead of its text encoders; both for
+    FLUX.1 alone."""
     chosen = family_of(directory) if family is None else family
     check_base(directory, chosen)
     check_quantised(base_dtype, chosen, "synthesize.base_dtype")
@@ -51,7 +55,9 @@ def load_denoiser(
 
         from factory.models.flux import FluxDenoiser
 
-        return FluxDenoiser.load(directory, adapter, dtype=dtype or torch.float32, base_dtype=base_dtype)
+        return FluxDenoiser.load(
+            directory, adapter, dtype=dtype or torch.float32, base_dtype=base_dtype, prompts=prompts
+        )
     if chosen == "class_conditional":
         from factory.models.class_conditional import ClassConditionalDenoiser
 

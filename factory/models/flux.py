@@ -32,6 +32,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
 from factory.models.flux_lora import fuse, load_adapter
+from factory.models.kept_prompts import KeptPrompts
 from factory.models.loading import checked_directory, load_part, module_digest
 from factory.models.quantise import is_quantised, load_base
 from factory.models.segmenter import LatentSegmenter, load_latent_segmenter
@@ -50,18 +51,20 @@ _UNKNOWN = ("invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponen
 class FluxDenoiser:
     """The flux family of `Denoiser`.
 
-    segmenter: of the VAE's latents, gives masks; None: there are none. max_sequence_length: T5 tokens of a prompt, so
-    L is one more; a LoRA draws best at the length that it was fitted at.
+    text_encoder, text_encoder_2: both None where `prompts` has what they would give. segmenter: of the VAE's latents,
+    gives masks; None: there are none. max_sequence_length: T5 tokens of a prompt, so L is one more; a LoRA draws best
+    at the length that it was fitted at.
     """
 
     transformer: FluxTransformer2DModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    text_encoder_2: T5EncoderModel
+    text_encoder: CLIPTextModel | None
+    text_encoder_2: T5EncoderModel | None
     tokenizer: CLIPTokenizer
     tokenizer_2: T5TokenizerFast
     scheduler: FlowMatchEulerDiscreteScheduler
     segmenter: LatentSegmenter | None = None
+    prompts: KeptPrompts | None = None
     max_sequence_length: int = MAX_SEQUENCE_LENGTH
     family: str = "flux"
     prediction_type: PredictionType = "flow"
@@ -88,6 +91,7 @@ class FluxDenoiser:
         base_dtype: str | None = None,
         max_sequence_length: int | None = None,
         encoders_only: bool = False,
+        prompts: KeptPrompts | None = None,
     ) -> FluxDenoiser:
         """From a FLUX.1 directory as diffusers writes it, and a LoRA over it, merged into the weights: a directory with
         `pytorch_lora_weights.safetensors`, or a file of it or of kohya's trainer. Nothing is fetched.
@@ -96,7 +100,8 @@ class FluxDenoiser:
         card says it was fitted at, else 512. dtype: of the transformer and the text encoders; the VAE
         stays float32, where half precision is known to overflow. base_dtype: `nf4` or `fp8` of the transformer alone,
         beside which an adapter stays unmerged (see `quantise`). encoders_only: the transformer's weights are not read
-        (it is on the meta device), for what only encodes images and prompts.
+        (it is on the meta device), for what only encodes images and prompts. prompts: read instead of the text
+        encoders, which are then left out.
         """
         base = checked_directory(directory, PARTS, "FLUX.1")
         length = _fitted_length(adapter) if max_sequence_length is None else max_sequence_length
@@ -113,11 +118,12 @@ class FluxDenoiser:
         loaded = cls(
             transformer=transformer,
             vae=load_part(AutoencoderKL, base / "vae"),
-            text_encoder=load_part(CLIPTextModel, base / "text_encoder", dtype),
-            text_encoder_2=load_part(T5EncoderModel, base / "text_encoder_2", dtype),
+            text_encoder=None if prompts else load_part(CLIPTextModel, base / "text_encoder", dtype),
+            text_encoder_2=None if prompts else load_part(T5EncoderModel, base / "text_encoder_2", dtype),
             tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True),
             tokenizer_2=T5TokenizerFast.from_pretrained(base / "tokenizer_2", local_files_only=True),
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(base / "scheduler", local_files_only=True),
+            prompts=prompts,
             max_sequence_length=length,
         )
         if segmenter is not None:
@@ -141,11 +147,11 @@ class FluxDenoiser:
         return self
 
     def _modules(self) -> dict[str, nn.Module]:
-        parts: dict[str, nn.Module] = {
-            "transformer": self.transformer, "vae": self.vae,
-            "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2,
+        parts: dict[str, nn.Module | None] = {
+            "transformer": self.transformer, "vae": self.vae, "text_encoder": self.text_encoder,
+            "text_encoder_2": self.text_encoder_2, "segmenter": self.segmenter,
         }  # fmt: skip
-        return parts if self.segmenter is None else {**parts, "segmenter": self.segmenter}
+        return {name: module for name, module in parts.items() if module is not None}
 
     @cached_property
     def _pipeline(self) -> FluxPipeline:
@@ -215,6 +221,8 @@ class FluxDenoiser:
     def condition(self, prompts: list[str]) -> Tensor:
         """Prompts -> (B, 1 + max_sequence_length, D) float32: CLIP's pooled vector as the first token, then T5's
         states, padded with zeros to D, the wider of the two."""
+        if self.prompts is not None:
+            return self.prompts.read(prompts).to(self.vae.device)
         found = [self._condition(prompts[i : i + PROMPT_BATCH]) for i in range(0, len(prompts), PROMPT_BATCH)]
         return torch.cat(found)
 
@@ -328,6 +336,13 @@ def checked_scheduler(scheduler: FlowMatchEulerDiscreteScheduler) -> FlowMatchEu
             f"set {asked[0]} to null in scheduler/scheduler_config.json."
         )
     return scheduler
+
+
+def embedding_shape(directory: str | Path, adapter: str | Path | None) -> tuple[int, int]:
+    """(1 + L, D) of `condition`, without reading a weight."""
+    base = checked_directory(directory, PARTS, "FLUX.1")
+    configs = [json.loads((base / part / "config.json").read_text()) for part in ("text_encoder", "text_encoder_2")]
+    return 1 + _fitted_length(adapter), max(configs[0]["hidden_size"], configs[1]["d_model"])
 
 
 def _fitted_length(adapter: str | Path | None) -> int:

@@ -41,9 +41,9 @@ class Setting:
     """What is run. count: samples; unit_rows of them make a unit; call_s: seconds a call of the network takes; calls:
     of a sample; slots: samples in a batch; nodes: on how many, in turn, the last of which is also where one is lost."""
 
-    count: int = 384
-    unit_rows: int = 16
-    call_s: float = 0.1
+    count: int = 576
+    unit_rows: int = 12
+    call_s: float = 0.2
     calls: int = 10
     slots: int = 8
     nodes: tuple[int, ...] = (1, 2, 4)
@@ -66,7 +66,8 @@ class SleepingUnit(SynthesizeUnit):
     def __init__(self, run_uri: str, *arguments: Any) -> None:
         import ray
 
-        super().__init__(run_uri, *(*arguments[:-2], False, arguments[-1]))  # False: it draws on no GPU
+        recipe, weights, adapter, gate_digest, _gpu, drive, embedded = arguments
+        super().__init__(run_uri, recipe, weights, adapter, gate_digest, False, drive, embedded)  # it draws on no GPU
         self.events, self.node = Run(run_uri).events(), ray.get_runtime_context().get_node_id()
 
     def stage(self) -> type[SynthesizeSamples]:
@@ -152,7 +153,8 @@ def spans_of(run: Run) -> dict[str, list[Span]]:
 @dataclass(frozen=True)
 class Point:
     """One run on so many nodes. Rates are samples per second; all_busy_s is from the start to when every actor has
-    begun its first unit; steady is counted from then to when the first of them has nothing left to do."""
+    begun its first unit; steady is counted from then to when one of them begins its last, after which it has nothing
+    to fill its slots with."""
 
     nodes: int
     samples: int
@@ -170,7 +172,7 @@ def point_of(run: Run, nodes: int, started: float, over: float, rows: int) -> Po
     if len(actors) != nodes:
         raise ValueError(f"every node must get a unit, got {len(actors)} busy of {nodes}; plan more units.")
     busy = max(spans[0].begun for spans in actors)
-    idle = min(max(span.ended or over for span in spans) for spans in actors)
+    idle = min(max(span.begun for span in spans) for spans in actors)
     share = sum(_within(span, busy, idle) for spans in actors for span in spans)
     samples = len(run.table("samples").read(["sample_id"]))
     steady = share * rows / max(1e-9, idle - busy)

@@ -202,9 +202,9 @@ def _made(
         compute=ActorPoolStrategy(
             size=num_actors,
             max_tasks_in_flight_per_actor=max(IN_FLIGHT, at_once),
+            max_concurrent_calls_per_actor=at_once,
             enable_true_multi_threading=at_once > 1,
         ),
-        max_concurrency=at_once,
         fn_constructor_args=arguments,
         num_cpus=ACTOR_CPUS,
         num_gpus=num_gpus or None,

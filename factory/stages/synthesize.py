@@ -26,6 +26,7 @@ from factory import records
 from factory.images import RGB, encode_mask, encode_png, read_mask, read_png, resized
 from factory.models.denoiser import Denoiser, InContext
 from factory.models.families import load_denoiser
+from factory.models.kept_prompts import KeptPrompts
 from factory.models.placement import gpu_at_hand, placement
 from factory.models.sampler import Gate, Sampled, SampleJob, Sampler, in_fixed_shape, slot_invariant
 from factory.quality.paste import background_psnr, pasted
@@ -51,7 +52,7 @@ class SynthesizeSamples:
 
     weights: a diffusers directory; adapter: a LoRA directory or None; gate: the judge, or None for no judgement;
     family: the plan's generator, None for what the weights draw as they are; gpu: whether to draw on one, None for
-    where there is one.
+    where there is one; prompts: those that were embedded before, None to load what embeds them.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class SynthesizeSamples:
         gate_digest: str = "",
         family: str | None = None,
         gpu: bool | None = None,
+        prompts: KeptPrompts | None = None,
     ) -> None:
         torch.set_num_threads(section.num_threads)
-        self.family = family
+        self.family, self.prompts = family, prompts
         where = placement(section.dtype, gpu_at_hand(gpu))
         self.device, self.dtype, self.base_dtype = where.device, getattr(torch, where.dtype), section.base_dtype
         self.denoiser = self.load_denoiser(weights, adapter).to(self.device, self.dtype)
@@ -78,7 +80,9 @@ class SynthesizeSamples:
 
     def load_denoiser(self, weights: str | Path, adapter: str | Path | None) -> Denoiser:
         """The generator, loaded as the stage's family; a stage of another one overrides this."""
-        return load_denoiser(weights, adapter, self.family, dtype=self.dtype, base_dtype=self.base_dtype)
+        return load_denoiser(
+            weights, adapter, self.family, dtype=self.dtype, base_dtype=self.base_dtype, prompts=self.prompts
+        )
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""

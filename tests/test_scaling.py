@@ -157,15 +157,18 @@ def test_a_node_that_is_lost_without_a_word_costs_what_it_held_and_nothing_else(
 # ------------------------------------------------------------------------------------------------------ the numbers
 
 
-def test_a_rate_is_counted_from_all_busy_to_the_last_unit_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two actors, units of 10 samples. Both have enough to do from 2.5, when b begins, to 5, when a begins its last:
-    a quarter of a's first unit is made in that time, all of its second, b's first, and a third of b's second."""
-    spans = {"a": [Span(0, 1, 3), Span(1, 3, 5), Span(4, 5, 6)], "b": [Span(2, 2.5, 4), Span(3, 4, 7), Span(5, 6, 8)]}
+def test_a_rate_is_counted_from_the_first_unit_of_each_to_the_last_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two actors, units of 10 samples. Each has ended one at 4, and a begins its last at 6: half of its second unit is
+    made in that time and all of its third, and two thirds of b's second."""
+    spans = {
+        "a": [Span(0, 1, 3), Span(1, 3, 5), Span(4, 5, 6), Span(6, 6, 7)],
+        "b": [Span(2, 2.5, 4), Span(3, 4, 7), Span(5, 7, 8)],
+    }
     monkeypatch.setattr(scaling, "spans_of", lambda run: spans)
-    rows = type("Run", (), {"table": lambda self, name: type("Table", (), {"read": lambda self, names: range(60)})()})()
+    rows = type("Run", (), {"table": lambda self, name: type("Table", (), {"read": lambda self, names: range(70)})()})()
     point = scaling.point_of(rows, nodes=2, started=0.0, over=10.0, rows=10)
-    assert (point.all_busy_s, point.seconds, point.rate) == (2.5, 10.0, 6.0)
-    assert point.steady_rate == pytest.approx(10 * (0.25 + 1 + 1 + 1 / 3) / 2.5)
+    assert (point.all_busy_s, point.seconds, point.rate) == (2.5, 10.0, 7.0)
+    assert point.steady_rate == pytest.approx(10 * (0.5 + 1 + 2 / 3) / 2)
     with pytest.raises(ValueError, match="every node must get a unit, got 2 busy of 3"):
         scaling.point_of(rows, nodes=3, started=0.0, over=10.0, rows=10)
 

@@ -153,8 +153,8 @@ def spans_of(run: Run) -> dict[str, list[Span]]:
 @dataclass(frozen=True)
 class Point:
     """One run on so many nodes. Rates are samples per second; all_busy_s is from the start to when every actor has
-    begun its first unit; steady is counted from then to when one of them begins its last, after which it has nothing
-    to fill its slots with."""
+    begun its first unit; steady is counted from when each has ended one, by when all processes have started, to when
+    one begins its last, after which it has nothing to fill its slots with."""
 
     nodes: int
     samples: int
@@ -172,10 +172,11 @@ def point_of(run: Run, nodes: int, started: float, over: float, rows: int) -> Po
     if len(actors) != nodes:
         raise ValueError(f"every node must get a unit, got {len(actors)} busy of {nodes}; plan more units.")
     busy = max(spans[0].begun for spans in actors)
+    warm = max(min(span.ended or over for span in spans) for spans in actors)
     idle = min(max(span.begun for span in spans) for spans in actors)
-    share = sum(_within(span, busy, idle) for spans in actors for span in spans)
+    share = sum(_within(span, warm, idle) for spans in actors for span in spans)
     samples = len(run.table("samples").read(["sample_id"]))
-    steady = share * rows / max(1e-9, idle - busy)
+    steady = share * rows / max(1e-9, idle - warm)
     return Point(nodes, samples, busy - started, over - started, samples / (over - started), steady)
 
 

@@ -50,7 +50,7 @@ def evaluate(
 
 
 def _evaluate_gate(run: Run, recipe: Recipe, echo: Echo) -> None:
-    from factory.lab.truth import gate_accuracy
+    from factory.lab.planted import gate_accuracy
 
     result = gate_accuracy(
         local_validator(run, recipe), seed=97, count=recipe.evaluate.gate_pairs, size=recipe.plan.size

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from factory.sections.base import Count, Natural, Positive, Section, Share
 from factory.sections.caption import CaptionSection, HttpSection
@@ -54,11 +54,22 @@ class GateSection(Section):
     shift_tolerance: Share = (
         0.015  # of the side: a shift that is forgiven, so tiny lesions need less IoU; 0 forgives none
     )
+    # theta by size where it was fitted (`quality/thresholds.py`): pairs of the largest area of a stratum, as a share of
+    # the image, and its theta, by growing area; a larger lesion has the last one. Empty: min_iou and shift_tolerance.
+    theta_by_area: list[tuple[Share, Share]] = []
     checkpoints: list[Share] = [0.7]  # shares of the calls after which the clean estimate is judged
     # How far below its threshold an early overlap may be; below zero, how far above it must be: early estimates are
     # smooth and overlap more than what becomes of them (benchmarks/checkpoint_choice.py).
     checkpoint_slack: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
     checkpoint_area_slack: Share = 0.1  # by which share of min_area an early lesion may be smaller than it
+
+    @field_validator("theta_by_area")
+    @classmethod
+    def _by_growing_area(cls, value: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        areas = [area for area, _ in value]
+        if areas != sorted(set(areas)):
+            raise ValueError(f"must name strata by growing area, got areas {areas}; sort them and name each once")
+        return value
 
 
 class SynthesizeSection(Section):

@@ -48,7 +48,10 @@ JOINT = FitSection(
     steps=4500, batch_size=32, learning_rate=6e-4, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
     ema_decay=0.999, checkpoint_every=100,
 )  # fmt: skip
-GATE = GateFitSection(steps=1200, batch_size=16, learning_rate=2e-3, warmup_steps=50, schedule="cosine", phantoms=3000)
+GATE = GateFitSection(
+    steps=5000, batch_size=16, learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
+    ema_decay=0.998, checkpoint_every=250, phantoms=3000, views=3,
+)  # fmt: skip
 FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "vae-log": VAE_LOG, "head": HEAD, "joint": JOINT, "gate": GATE}
 
 

@@ -1,7 +1,8 @@
 """The gate's latent segmenter, fitted on phantoms: lesion masks from image latents.
 
 It reads latents of the VAE it will be used with, and is fitted at the noise it will see: clean latents as a finished
-sample has them, and blurred ones as a clean estimate at a checkpoint is. It never sees the generator or its masks.
+sample has them, and blurred ones as a clean estimate at a checkpoint is. Each phantom is shown in several pictures that
+other cameras and skins would have given (`fits/disturbed.py`). It never sees the generator or its masks.
 """
 
 from __future__ import annotations
@@ -14,30 +15,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory import phantom
+from factory.fits.disturbed import disturbed
 from factory.fits.joint import ENCODE_BATCH
 from factory.fits.objective import RowNoise
+from factory.fits.segmenter import turned
 from factory.models.denoiser import Denoiser
 from factory.models.families import load_denoiser
 from factory.models.segmenter import LatentSegmenter, dice_bce_loss, load_latent_segmenter, save_segmenter
 from factory.recipe import GateFitSection
 
 NOISE = 0.35  # of unit-variance latents, at most
-BLURRED = 0.3  # share of rows whose latents are smoothed, as early estimates are
+NOISED = 0.6  # share of rows with noise
+BLURRED = 0.15  # share of rows whose latents are smoothed, as early estimates are
 
 
 class GateExamples:
-    """Image latents (N, C, h, w) as the sampler hands them to the gate, and masks (N, H, W), of phantoms, encoded
-    once."""
+    """Image latents (N, C, h, w) as the sampler hands them to the gate, and masks (N, H, W), of `count` phantoms with
+    `views` pictures each, encoded once."""
 
-    def __init__(self, denoiser: Denoiser, seed: int, count: int, size: int) -> None:
-        latents, self.masks = [], np.empty((count, size, size), bool)
+    def __init__(self, denoiser: Denoiser, seed: int, count: int, size: int, views: int = 1) -> None:
+        latents, masks = [], []
         for start in range(0, count, ENCODE_BATCH):
-            pairs = [_pair(seed, index, size) for index in range(start, min(count, start + ENCODE_BATCH))]
+            indices = range(start, min(count, start + ENCODE_BATCH))
+            pairs = [pair for index in indices for pair in _pairs(seed, index, size, views)]
             images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
-            self.masks[start : start + len(pairs)] = masks = np.stack([mask for _, mask in pairs])
-            encoded = denoiser.encode(images, torch.from_numpy(masks[:, None]).float())
+            masks.append(np.stack([mask for _, mask in pairs]))
+            encoded = denoiser.encode(images, torch.from_numpy(masks[-1][:, None]).float())
             latents.append(denoiser.image_latents(encoded).half())
-        self.latents = torch.cat(latents)
+        self.latents, self.masks = torch.cat(latents), np.concatenate(masks)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -53,7 +58,7 @@ class FitGate:
     def __init__(self, weights: Path, section: GateFitSection, size: int, seed: int = 23) -> None:
         denoiser = load_denoiser(weights)
         self.section, self.factor, self.vae_digest = section, denoiser.factor, denoiser.vae_digest
-        self.examples = GateExamples(denoiser, seed, section.phantoms, size)
+        self.examples = GateExamples(denoiser, seed, section.phantoms, size, section.views)
 
     def build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -61,12 +66,13 @@ class FitGate:
             return LatentSegmenter(self.examples.latents.shape[1], self.factor).train()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
-        latents = batch["latents"]
+        latents, mask = turned(batch["latents"], batch["mask"], noise)
         level = noise.uniform(1, 1, 1).to(latents) * NOISE
+        level = torch.where(noise.uniform(1, 1, 1).to(latents) < NOISED, level, 0.0)
         blurred = F.interpolate(F.avg_pool2d(latents, 2), scale_factor=2, mode="bilinear")
         latents = torch.where(noise.uniform(1, 1, 1).to(latents) < BLURRED, blurred, latents)
         logits = model(latents + level * noise.normal(*latents.shape[1:]).to(latents))
-        return {"loss": dice_bce_loss(logits, batch["mask"])}
+        return {"loss": dice_bce_loss(logits, mask)}
 
     def save(self, model: nn.Module, directory: Path) -> None:
         assert isinstance(model, LatentSegmenter)
@@ -76,6 +82,11 @@ class FitGate:
         return load_latent_segmenter(directory, self.vae_digest)
 
 
-def _pair(seed: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(seed: int, index: int, size: int, views: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A phantom as it is, or its pictures; each with its mask."""
     drawn = phantom.draw(seed, index, size)
-    return drawn.image, drawn.mask
+    if views == 1:
+        return [(drawn.image, drawn.mask)]
+    return [
+        (disturbed(drawn.image, np.random.default_rng([seed, index, view, 9])), drawn.mask) for view in range(views)
+    ]

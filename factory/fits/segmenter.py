@@ -78,15 +78,14 @@ class FitSegmenter:
 
 
 def turned(image: Tensor, mask: Tensor, noise: RowNoise) -> tuple[Tensor, Tensor]:
-    """Each row turned by a multiple of 90 degrees and flipped or not, image and mask alike."""
+    """Each row turned by a multiple of 90 degrees and flipped or not, image (or its latents) and mask alike."""
     turns, flips = noise.integers(4).tolist(), noise.integers(2).tolist()
-    both = torch.cat([image, mask], dim=1)
-    rows = [
-        torch.rot90(row.flip(-1) if flip else row, turn, (-2, -1))
-        for row, turn, flip in zip(both, turns, flips, strict=True)
-    ]
-    out = torch.stack(rows)
-    return out[:, :3], out[:, 3:]
+
+    def turn(rows: Tensor) -> Tensor:
+        ways = zip(rows, turns, flips, strict=True)
+        return torch.stack([torch.rot90(row.flip(-1) if flip else row, turn, (-2, -1)) for row, turn, flip in ways])
+
+    return turn(image), turn(mask)
 
 
 def relit(image: Tensor, noise: RowNoise) -> Tensor:

@@ -36,25 +36,40 @@ class ResidualBlock(nn.Module):
 
 
 class LatentSegmenter(nn.Module):
-    """Image latents to lesion logits at image resolution; `factor` is the VAE's, a power of two."""
+    """Image latents to lesion logits at image resolution; `factor` is the VAE's, a power of two.
+
+    A U-Net over three rasters, of the latents, of half and of a quarter of their sides, at the last of which a lesion
+    is seen as a whole. The pixels of a cell are one channel each (Shi et al. 2016, arXiv 1609.05158): convolutions at
+    image resolution cost more than all the others together.
+    """
 
     def __init__(self, latent_channels: int = 4, factor: int = 4, width: int = 32) -> None:
         super().__init__()
         check_factor(factor)
         self.config = {"latent_channels": latent_channels, "factor": factor, "width": width}
-        self.stem = nn.Sequential(nn.Conv2d(latent_channels, width, 3, padding=1), ResidualBlock(width))
-        self.context = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), ResidualBlock(2 * width), ResidualBlock(2 * width),
-            nn.Conv2d(2 * width, width, 1),
-        )  # fmt: skip
-        self.merge = nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), ResidualBlock(width))
-        self.rise = upsampler(width, factor)
+        wide = 2 * width
+        self.fine = nn.Sequential(nn.Conv2d(latent_channels, width, 3, padding=1), ResidualBlock(width))
+        self.middle = nn.Sequential(nn.Conv2d(width, wide, 3, stride=2, padding=1), ResidualBlock(wide))
+        self.coarse = nn.Sequential(
+            nn.Conv2d(wide, wide, 3, stride=2, padding=1), ResidualBlock(wide), ResidualBlock(wide)
+        )
+        self.rise = nn.Sequential(ResidualBlock(wide), nn.Conv2d(wide, width, 1))
+        self.merge = nn.Sequential(nn.Conv2d(wide, width, 3, padding=1), ResidualBlock(width))
+        self.pixels = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, factor**2, 3, padding=1), nn.PixelShuffle(factor)
+        )
 
     def forward(self, image_latents: Tensor) -> Tensor:
         """(B, latent_channels, h, w) -> logits (B, 1, h * factor, w * factor)."""
-        fine = self.stem(image_latents)  # (B, width, h, w)
-        wide = F.interpolate(self.context(fine), size=fine.shape[-2:], mode="nearest")
-        return self.rise(self.merge(torch.cat([fine, wide], dim=1)))
+        fine = self.fine(image_latents)  # (B, width, h, w)
+        middle = self.middle(fine)
+        middle = self.rise(middle + _grown(self.coarse(middle), middle))
+        return self.pixels(self.merge(torch.cat([fine, _grown(middle, fine)], dim=1)))
+
+
+def _grown(coarse: Tensor, like: Tensor) -> Tensor:
+    """Features at the sides of others."""
+    return F.interpolate(coarse, size=like.shape[-2:], mode="nearest")
 
 
 def upsampler(width: int, factor: int) -> nn.Sequential:

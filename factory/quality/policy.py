@@ -6,9 +6,9 @@
     low_iou             the overlap is below the threshold of that lesion's size
     implausible_shape   score_solidity < min_solidity (not asked of an early estimate)
 
-A rule whose score was not computed is skipped. The IoU threshold is `min_iou`, or what a disk of the lesion's area
-keeps when it is shifted by `shift_tolerance` of the image's side, if that is less: a fixed threshold on a coarse
-raster rejects small lesions by geometry alone.
+A rule whose score was not computed is skipped. The IoU threshold is that of the lesion's stratum in `theta_by_area`, if
+it was fitted; else `min_iou`, or what a disk of the lesion's area keeps when it is shifted by `shift_tolerance` of the
+image's side, if that is less: a fixed threshold on a coarse raster rejects small lesions by geometry alone.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stag
 
 def iou_threshold(area: float | None, section: GateSection) -> float:
     """The least IoU for a lesion that covers `area` (0..1) of a square image."""
+    if area is not None and section.theta_by_area:
+        return next((theta for most, theta in section.theta_by_area if area <= most), section.theta_by_area[-1][1])
     if area is None or section.shift_tolerance == 0:
         return section.min_iou
     return min(section.min_iou, shifted_disk_iou(math.sqrt(area / math.pi), section.shift_tolerance))

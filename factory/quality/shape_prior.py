@@ -173,9 +173,9 @@ def _radii(piece: NDArray[np.uint8], x: float, y: float) -> Floats:
     # A ray of the polar picture is sampled RADII times over the piece's own reach, so that small ones are seen as well.
     rows, columns = np.nonzero(piece)
     reach = float(np.hypot(columns - x, rows - y).max()) + 1.0
-    polar = cv2.warpPolar(
-        piece.astype(np.float32), (RADII, ANGLES), (x, y), reach, cv2.INTER_LINEAR | cv2.WARP_POLAR_LINEAR
-    )
+    # Without the last flag, what lies outside the image is whatever the memory held.
+    how = cv2.INTER_LINEAR | cv2.WARP_POLAR_LINEAR | cv2.WARP_FILL_OUTLIERS
+    polar = cv2.warpPolar(piece.astype(np.float32), (RADII, ANGLES), (x, y), reach, how)
     inside = polar >= 0.5
     outermost = RADII - inside[:, ::-1].argmax(axis=1)
     radii = np.where(inside.any(axis=1), outermost, 1) * (reach / RADII)

@@ -1,7 +1,8 @@
 """What the report is built from: plain data, and how a run gives it.
 
 What the lab measured lies in RUN/lab as JSON, as its functions return it: `worth.json` (`lab.worth.run_worth`),
-`near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` and `caption_accuracy.json` (`lab.truth`),
+`near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` (`lab.planted`), `caption_accuracy.json`
+(`lab.truth`),
 `caption_comparison.json` (`lab.captions.compare`), `caption_review.json` (`lab.reviews.summarize`), `scaling.json`
 (`runtime.scaling.measure`) and `dermae_table.json` (`lab.dermae.run_table`).
 What is absent is None, and the report says which command makes it.

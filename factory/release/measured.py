@@ -133,7 +133,7 @@ class GateTruth:
 
 
 def gate_truth(gate: Mapping[str, Any] | None) -> GateTruth | None:
-    """Of what `factory.lab.truth.gate_accuracy` returns."""
+    """Of what `factory.lab.planted.gate_accuracy` returns."""
     if not gate:
         return None
     rates = [_rate(name, gate[name]) for name in ("precision", "recall", "specificity") if name in gate]

@@ -130,6 +130,7 @@ class GateFitSection(FitSection):
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
     phantoms: Count = 4096
+    views: Count = 2  # pictures of each, as other cameras and skins would give; 1: the phantom as it is
 
 
 class MaeSection(FitSection):

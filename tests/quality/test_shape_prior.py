@@ -60,6 +60,17 @@ def test_a_mask_comes_back_from_its_description_at_any_size(phantoms: list[tuple
         assert larger.mean() == pytest.approx(mask.mean(), rel=0.15)
 
 
+def test_a_description_is_a_function_of_the_mask_alone_whatever_memory_held() -> None:
+    """A lesion at the image's edge: its reach goes beyond it."""
+    mask = ellipse(64, 8, 30, 14, 20)
+    first = describe(mask)
+    for value in (1.0, 0.0, 7.0):
+        held = np.full((64, shape_prior.ANGLES, shape_prior.RADII), value, np.float32)
+        del held  # memory that the next picture may be given
+        np.testing.assert_array_equal(describe(mask), first)
+    assert first is not None and np.abs(first[3:]).max() < 0.5
+
+
 def test_only_the_largest_piece_counts_and_its_holes_are_filled() -> None:
     whole = ellipse(64, 30, 30, 14, 14)
     torn = whole & ~ellipse(64, 30, 30, 4, 4) | ellipse(64, 55, 55, 3, 3)

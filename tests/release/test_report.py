@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_run import HOSTILE, TinyRun, build, write_lab
 
 from factory import records
-from factory.lab import truth
+from factory.lab import planted, truth
 from factory.release import charts
 from factory.release.collect import COMMANDS, ReportInputs
 from factory.release.provenance import RunFacts
@@ -239,7 +239,7 @@ def test_an_intelligible_title_is_set(run: TinyRun) -> None:
 
 def test_what_the_labs_own_functions_return_is_understood(run: TinyRun) -> None:
     """The forms are the lab's: a gate that accepts all, and captions that repeat the truth."""
-    gate = truth.gate_accuracy(lambda images, masks: [("accepted", None, 0.9)] * len(images), 5, 40, size=64)
+    gate = planted.gate_accuracy(lambda images, masks: [("accepted", None, 0.9)] * len(images), 5, 40, size=64)
     corpus = Table(open_store(run.path), "corpus").read()
     full = corpus.to_pylist()
     for row in full:

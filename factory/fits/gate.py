@@ -19,8 +19,7 @@ from factory.fits.disturbed import disturbed
 from factory.fits.joint import ENCODE_BATCH
 from factory.fits.objective import RowNoise
 from factory.fits.segmenter import turned
-from factory.models.denoiser import Denoiser
-from factory.models.families import load_denoiser
+from factory.models.encoder import ImageEncoder, load_image_encoder
 from factory.models.segmenter import LatentSegmenter, dice_bce_loss, load_latent_segmenter, save_segmenter
 from factory.recipe import GateFitSection
 
@@ -33,15 +32,14 @@ class GateExamples:
     """Image latents (N, C, h, w) as the sampler hands them to the gate, and masks (N, H, W), of `count` phantoms with
     `views` pictures each, encoded once."""
 
-    def __init__(self, denoiser: Denoiser, seed: int, count: int, size: int, views: int = 1) -> None:
+    def __init__(self, encoder: ImageEncoder, seed: int, count: int, size: int, views: int = 1) -> None:
         latents, masks = [], []
         for start in range(0, count, ENCODE_BATCH):
             indices = range(start, min(count, start + ENCODE_BATCH))
             pairs = [pair for index in indices for pair in _pairs(seed, index, size, views)]
             images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
             masks.append(np.stack([mask for _, mask in pairs]))
-            encoded = denoiser.encode(images, torch.from_numpy(masks[-1][:, None]).float())
-            latents.append(denoiser.image_latents(encoded).half())
+            latents.append(encoder.encode(images).half())
         self.latents, self.masks = torch.cat(latents), np.concatenate(masks)
 
     def __len__(self) -> int:
@@ -56,9 +54,9 @@ class FitGate:
     """Objective: a LatentSegmenter for the VAE of the generator in `weights`, by Dice and cross-entropy (Eq. 12)."""
 
     def __init__(self, weights: Path, section: GateFitSection, size: int, seed: int = 23) -> None:
-        denoiser = load_denoiser(weights)
-        self.section, self.factor, self.vae_digest = section, denoiser.factor, denoiser.vae_digest
-        self.examples = GateExamples(denoiser, seed, section.phantoms, size, section.views)
+        encoder = load_image_encoder(weights, None, None)
+        self.section, self.factor, self.vae_digest = section, encoder.factor, encoder.vae_digest
+        self.examples = GateExamples(encoder, seed, section.phantoms, size, section.views)
 
     def build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

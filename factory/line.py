@@ -250,7 +250,11 @@ def base_parents(recipe: Recipe) -> list[Any]:
 
 
 def status(run: Run) -> list[str]:
-    """What a run holds: one line per table and per weights."""
+    """What a run holds: one line per table and per weights, and one per alarm of the samples that are there."""
+    import pyarrow as pa
+
+    from factory.quality.alarms import COLUMNS, alarms
+
     lines = [
         f"{name:<10} sealed, {run.table(name).sealed().rows} rows"
         + _outcomes(run.table(name).counts())
@@ -262,6 +266,9 @@ def status(run: Run) -> list[str]:
         f"{name:<10} not sealed, {len(run.table(name).parts())} parts; run its step again to go on" for name in begun
     ]
     lines += [f"weights/{name}" for name in run.weights()]
+    made = list(run.table("samples").committed(list(COLUMNS)))
+    found = alarms(pa.concat_tables(made)) if made else []
+    lines += [f"ALARM      {alarm.kind}, {alarm.where}: {alarm.text}" for alarm in found]
     return lines or ["nothing yet; begin with `factory ingest`"]
 
 

@@ -302,6 +302,12 @@ class Table:
         manifest = self.sealed()
         return (self._read_part(info, columns, filter) for info in manifest.parts)
 
+    def committed(self, columns: list[str]) -> Iterator[pa.Table]:
+        """The parts that are in place by now, sealed or not, in order."""
+        for part in self.parts():
+            with self.store.open(self.part_path(part)) as file:
+                yield pq.read_table(file, columns=columns)
+
     def read_part(self, part: int, columns: list[str] | None = None) -> pa.Table:
         """One sealed part: a unit of a table that was made unit by unit."""
         return self._read_part(self.sealed().parts[part], columns, None)

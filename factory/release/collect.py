@@ -42,7 +42,7 @@ _MAX_PARTS = 16  # pictures come from so many parts at most, so that a report on
 _CORPUS = [*COLUMNS, "true_asymmetry"]
 _PLAN = ["diagnosis", "skin_type"]
 _SAMPLES = [
-    "sample_id", "generator", "diagnosis", "skin_type", "outcome", "reason", "calls_run", "num_inference_steps",
+    "sample_id", "generator", "diagnosis", "skin_type", "outcome", "reason", "calls_run", "num_inference_steps", "iou",
 ]  # fmt: skip
 _SHOWN = ["sample_id", "diagnosis", "skin_type", "prompt", "iou", "seed", "outcome", "reason", "image", "mask"]
 _SHOWN_REAL = ["row_id", "source", "source_id", "diagnosis", "skin_type", "image", "mask"]

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from factory import taxonomy
 from factory.images import read_png
+from factory.quality.alarms import alarms
 from factory.records import ACCEPTED, REJECTED
 from factory.release import charts, counts, measured
 from factory.release.collect import COMMANDS, ReportInputs, collect
@@ -85,6 +86,7 @@ def _view(inputs: ReportInputs) -> dict[str, Any]:
         "near_copies": measured.near_copies_of(inputs.near_copies),
         "fits": [_fit(fit) for fit in inputs.fits], "verdict": inputs.verdict, "terms": TERMS,
         "commands": {name: f"factory {verb} --run {run}" for name, verb in COMMANDS.items()},
+        "alarms": alarms(inputs.samples) if inputs.samples is not None else [],
         "recipe_lines": _recipe_lines(inputs.facts.recipe), "metrics": measured.METRICS,
     }  # fmt: skip
 

@@ -87,6 +87,17 @@ def test_rounds_go_on_until_every_cell_has_its_quota_and_then_stop(tmp_path: Pat
     assert planned(run, recipe)[-1] == f"plan        {len(rows)} rows in {rows[-1]['unit'] + 1} units over 4 cells"
 
 
+def test_status_raises_an_alarm_for_a_cell_that_is_rejected_too_often_while_it_is_made(tmp_path: Path) -> None:
+    run, recipe = Run(tmp_path), load(None, ROUNDS)
+    planned(run, recipe)
+    synthesized(run, accepts(lambda row: 0.0 if row["diagnosis"] == "melanoma" else 1.0))
+    told = [text for text in line.status(run) if text.startswith("ALARM")]
+    assert [text.split(":")[0] for text in told] == [
+        "ALARM      rejected_too_often, melanoma I", "ALARM      rejected_too_often, melanoma V",
+    ]  # fmt: skip
+    assert "20 of 20 rejected, surely above" in told[0]
+
+
 def test_a_cell_that_is_never_accepted_is_named_and_not_planned_for_ever(tmp_path: Path) -> None:
     run, recipe = Run(tmp_path), load(None, ROUNDS)
     verdict = accepts(lambda row: 0.0 if row["skin_type"] == "V" else 1.0)

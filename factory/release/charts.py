@@ -154,6 +154,32 @@ def scaling_curve(nodes: Sequence[int], rates: Sequence[float], title: str) -> M
     return _svg("losses", "0 0 220 112", title, body)
 
 
+def histogram(values: Sequence[float], theta: float | None, title: str, bins: int = 20) -> Markup:
+    """How many of some shares of 1 lie in each of equal bins; the dotted line is the share that is asked for."""
+    if not values:
+        return Markup("")
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, max(0, int(value * bins)))] += 1
+    top, width = max(counts), 182 / bins
+    body = '<line class="axis" x1="36" x2="218" y1="92" y2="92"/>'
+    for number, count in enumerate(counts):
+        height = 84 * count / top
+        body += (
+            f'<rect class="fill" x="{36 + number * width + 0.5:.1f}" y="{92 - height:.1f}" width="{width - 1:.1f}" '
+            f'height="{height:.1f}"><title>{number / bins:.2f} to {(number + 1) / bins:.2f}: {count}</title></rect>'
+        )
+    if theta is not None:
+        x = 36 + 182 * theta
+        body += f'<line class="reference" x1="{x:.1f}" y1="4" x2="{x:.1f}" y2="92"/>'
+    body += (
+        f'<text x="31" y="12" text-anchor="end">{top}</text><text x="31" y="95" text-anchor="end">0</text>'
+        '<text x="36" y="107">0</text><text x="127" y="107" text-anchor="middle">IoU</text>'
+        '<text x="218" y="107" text-anchor="end">1</text>'
+    )
+    return _svg("losses", "0 0 220 112", title, body)
+
+
 def _svg(kind: str, view_box: str, title: str, body: str, stretch: bool = False) -> Markup:
     fit = ' preserveAspectRatio="none"' if stretch else ""
     return Markup(

@@ -4,12 +4,15 @@ What the lab measured lies in RUN/lab as JSON, as its functions return it: `wort
 `near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` (`lab.planted`), `caption_accuracy.json`
 (`lab.truth`),
 `caption_comparison.json` (`lab.captions.compare`), `caption_review.json` (`lab.reviews.summarize`), `scaling.json`
-(`runtime.scaling.measure`) and `dermae_table.json` (`lab.dermae.run_table`).
+(`runtime.scaling.measure`), `dermae_table.json` (`lab.dermae.run_table`) and `gated/*.json`, what clients of the gate
+over HTTP found (`examples/gate_client.py --out RUN/lab/gated/NAME.json`).
 What is absent is None, and the report says which command makes it.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +52,37 @@ _SHOWN_REAL = ["row_id", "source", "source_id", "diagnosis", "skin_type", "image
 
 
 @dataclass(frozen=True)
+class Gated:
+    """What a client of the gate was answered about a folder of images: overlaps, outcomes by name, and theta where all
+    images were held to one."""
+
+    name: str
+    overlaps: list[float]
+    accepted: int
+    reasons: dict[str, int]
+    theta: float | None
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.overlaps) if self.overlaps else None
+
+
+def gated(store: Store) -> list[Gated]:
+    """Of every file below lab/gated, by name."""
+    paths = sorted(path for path in store.list("lab/gated") if path.endswith(".json"))
+    return [_gated(Path(path).stem, list(read_json(store, path)["rows"].values())) for path in paths]
+
+
+def _gated(name: str, rows: list[dict[str, Any]]) -> Gated:
+    thetas = {row["theta"] for row in rows}
+    return Gated(
+        name.replace("_", " "), [row["iou"] for row in rows if row["iou"] is not None],
+        sum(row["verdict"] == ACCEPTED for row in rows), Counter(row["reason"] for row in rows if row["reason"]),
+        thetas.pop() if len(thetas) == 1 else None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ReportInputs:
     """Everything on the page. Tables carry the columns above and need no images; `shown` and `real` do.
 
@@ -78,6 +112,7 @@ class ReportInputs:
     caption_review: dict[str, Any] | None = None
     scaling: dict[str, Any] | None = None
     dermae: dict[str, Any] | None = None
+    gated: list[Gated] = field(default_factory=list)
 
     @property
     def phantom(self) -> bool:
@@ -113,6 +148,7 @@ def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = 
         caption_review=read_json(store, "lab/caption_review.json"),
         scaling=read_json(store, "lab/scaling.json"),
         dermae=read_json(store, "lab/dermae_table.json"),
+        gated=gated(store),
     )
 
 

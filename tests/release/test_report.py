@@ -276,6 +276,32 @@ def test_what_scaling_measured_is_told_and_a_run_without_it_has_no_such_section(
     assert "Some samples are missing or there twice." in broken.words
 
 
+def test_what_clients_of_the_gate_were_answered_is_drawn_and_a_run_without_it_has_no_such_section(
+    run: TinyRun, tmp_path: Path
+) -> None:
+    assert "Gated over HTTP" not in Page(build_report(collect(run.path))).words
+    shutil.copytree(run.path, tmp_path / "run")
+    folder = tmp_path / "run/lab/gated"
+    folder.mkdir(parents=True)
+    answer = {"theta": 0.7, "reason": None, "verdict": "accepted"}
+    rows = {str(k): answer | {"iou": 0.71 + k / 100} for k in range(9)}
+    (folder / "true_masks.json").write_text(json.dumps({"rows": rows}))
+    bad = {"theta": 0.7, "reason": "low_iou", "verdict": "rejected"}
+    mixed = {str(k): (answer if k == 2 else bad) | {"iou": [0.05, 0.3, 1.0][k]} for k in range(3)}
+    mixed["3"] = bad | {"reason": "non_finite", "iou": None}
+    (folder / "others_masks.json").write_text(json.dumps({"rows": mixed}))
+    page = Page(build_report(collect(tmp_path / "run")))
+    assert "others masks 4 25.0% 0.30 low iou 2, non finite 1" in page.words
+    assert "true masks 9 100.0% 0.75" in page.words
+
+
+def test_a_histogram_counts_each_value_once_the_ends_included() -> None:
+    drawn = str(charts.histogram([0.0, 0.01, 0.5, 1.0], 0.7, "overlaps", bins=4))
+    titles = re.findall(r"<title>(.*?)</title>", drawn)
+    assert titles == ["0.00 to 0.25: 2", "0.25 to 0.50: 0", "0.50 to 0.75: 1", "0.75 to 1.00: 1"]
+    assert 'x1="163.4"' in drawn and charts.histogram([], 0.7, "none") == ""
+
+
 def test_a_scaling_curve_draws_the_ideal_through_its_first_point() -> None:
     drawn = str(charts.scaling_curve([1, 2, 4], [4.0, 8.0, 12.0], "rates"))
     # 36 + 182 of the width at 4 nodes; 16 per second is the ideal there and the top, so 12 is three quarters up.

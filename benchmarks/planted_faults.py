@@ -26,7 +26,7 @@ from segmenter_transfer import TRAINING, VALIDATION
 
 from factory import phantom
 from factory.lab import planted
-from factory.lab.planted import MIX, Planted, cases_of, plant, plant_real, spoilt
+from factory.lab.planted import MIX, Planted, cases_of, plant, plant_real
 from factory.models.encoder import load_image_encoder
 from factory.models.weights import STARTER
 from factory.quality.overlap import iou
@@ -78,17 +78,8 @@ def found(shown: Shown, truths: Sequence[np.ndarray]) -> dict[str, Any]:
 
 def fitted_on(count: int) -> list[Planted]:
     """Pairs of phantoms as the renderer draws them, with seeds that no fit uses."""
-    pairs = []
-    for index, (fault, good) in enumerate(cases_of(MIX, FIT_SEED, count)):
-        rng, drawn = np.random.default_rng([FIT_SEED, index, 4]), phantom.draw(FIT_SEED, index, SIZE)
-        true = np.asarray(drawn.mask, bool)
-
-        def other(rng: np.random.Generator = rng) -> np.ndarray:
-            return np.asarray(phantom.draw(FIT_SEED + 1, int(rng.integers(2**31)), SIZE).mask, bool)
-
-        mask = spoilt(rng, true, fault, good, other, planted.MARGIN)
-        pairs.append(Planted(drawn.image, mask, fault, float(iou(mask, true)), float(true.mean()), drawn.skin_type))
-    return pairs
+    cases = enumerate(cases_of(MIX, FIT_SEED, count))
+    return [plant(FIT_SEED, k, *case, SIZE, planted.MARGIN, phantom.DEFAULT) for k, case in cases]
 
 
 def real(root: Path, split: tuple[str, str]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -50,13 +50,14 @@ def evaluate(
 
 
 def _evaluate_gate(run: Run, recipe: Recipe, echo: Echo) -> None:
-    from factory.lab.planted import gate_accuracy
+    from factory.lab.planted import fitted_theta, gate_accuracy
 
-    result = gate_accuracy(
-        local_validator(run, recipe), seed=97, count=recipe.evaluate.gate_pairs, size=recipe.plan.size
-    )
-    _write(run, "gate_accuracy", result)
+    validate, count, size = local_validator(run, recipe), recipe.evaluate.gate_pairs, recipe.plan.size
+    result = gate_accuracy(validate, seed=97, count=count, size=size)
+    theta = fitted_theta(validate, seed=1301, count=count, size=size)
+    _write(run, "gate_accuracy", result | {"fitted_theta_by_area": theta})
     echo(f"gate        precision {_share(result, 'precision')}, recall {_share(result, 'recall')} on planted faults")
+    echo(f"gate        theta by size, fitted on other phantoms: gate.theta_by_area={json.dumps(theta)}")
 
 
 def _share(result: dict[str, Any], name: str) -> str:
@@ -68,22 +69,18 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
     """The gate on images and masks in this process: images (N, H, W, 3) uint8, masks (N, H, W) bool."""
     import torch
 
-    from factory.models.families import load_denoiser
+    from factory.models.encoder import load_image_encoder
     from factory.runtime.weights import weights_of
     from factory.stages.score import ScoreSamples
 
     generator, adapter, gate = weights_of(run, recipe)
-    denoiser = load_denoiser(generator, adapter, recipe.plan.generator)
-    score = ScoreSamples(gate, denoiser.vae_digest, recipe.gate)
+    encoder = load_image_encoder(generator, adapter, recipe.plan.generator)
+    score = ScoreSamples(gate, encoder.vae_digest, recipe.gate)
 
+    @torch.inference_mode()
     def validate(images: Any, masks: Any) -> list[tuple[str, str | None, float | None]]:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = torch.cat(
-            [
-                denoiser.image_latents(denoiser.encode(p, torch.from_numpy(m)[:, None].float()))
-                for p, m in zip(pixels.split(16), [masks[i : i + 16] for i in range(0, len(masks), 16)], strict=True)
-            ]
-        )
+        latents = torch.cat([encoder.encode(part) for part in pixels.split(16)])
         return [(j["outcome"], j["reason"], j["scores"].get("iou")) for j in score(latents.numpy(), masks)]
 
     return validate

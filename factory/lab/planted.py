@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from factory import phantom, records
 from factory.lab.intervals import mean_of_two, proportion
 from factory.quality.overlap import iou
+from factory.quality.thresholds import fit_thresholds
 
 Mask = NDArray[np.bool_]
 Verdict = tuple[str, str | None, float | None]  # outcome, reason, the gate's own IoU
@@ -82,6 +83,16 @@ def gate_accuracy(
     }  # fmt: skip
 
 
+def fitted_theta(validate: Validate, seed: int, count: int, *, size: int = 128) -> list[tuple[float, float]]:
+    """`gate.theta_by_area` for a gate, by `quality/thresholds.py`, on `count` pairs of phantoms as the renderer draws
+    them: not those that the gate is judged on, with seeds that no fit uses."""
+    cases = enumerate(cases_of(MIX, seed, count))
+    pairs = (plant(seed, index, *case, size, MARGIN, phantom.DEFAULT) for index, case in cases)
+    planted, verdicts = _judged(validate, pairs)
+    known = [(v[2], p.good, float(p.mask.mean())) for p, v in zip(planted, verdicts, strict=True) if v[2] is not None]
+    return fit_thresholds(*zip(*known, strict=True))
+
+
 def accuracy(validate: Validate, pairs: Iterable[Planted]) -> dict[str, Any]:
     """The gate's precision and recall on planted faults, with Wilson intervals, and how each fault fared.
 
@@ -126,12 +137,15 @@ def cases_of(mix: Mapping[str, Share], seed: int, count: int) -> list[tuple[str,
     return [cases[i] for i in np.random.default_rng([seed, 3]).permutation(count)]
 
 
-def plant(seed: int, index: int, fault: str, good: bool, size: int, margin: float) -> Planted:
+def plant(
+    seed: int, index: int, fault: str, good: bool, size: int, margin: float,
+    settings: phantom.PhantomSettings = phantom.HELD_OUT,
+) -> Planted:  # fmt: skip
     """Phantom `index` with a fault in its mask, on the asked side of the line."""
     rng = np.random.default_rng([seed, index, 4])
-    drawn = phantom.draw(seed, index, size, settings=phantom.HELD_OUT)
+    drawn = phantom.draw(seed, index, size, settings=settings)
     true = np.asarray(drawn.mask, dtype=bool)
-    mask = spoilt(rng, true, fault, good, lambda: _another(rng, size, seed), margin)
+    mask = spoilt(rng, true, fault, good, lambda: _another(rng, size, seed, settings), margin)
     return Planted(drawn.image, mask, fault, float(iou(mask, true)), float(true.mean()), int(drawn.skin_type))
 
 
@@ -192,8 +206,8 @@ def _swapped(rng: np.random.Generator, true: Mask, other: Callable[[], Mask]) ->
     return other()
 
 
-def _another(rng: np.random.Generator, side: int, seed: int) -> Mask:
-    other = phantom.draw_attributes(seed + 1, int(rng.integers(2**31)), settings=phantom.HELD_OUT)
+def _another(rng: np.random.Generator, side: int, seed: int, settings: phantom.PhantomSettings) -> Mask:
+    other = phantom.draw_attributes(seed + 1, int(rng.integers(2**31)), settings=settings)
     points = (other.contour * other.radius + np.array(other.centre)) * side
     canvas = np.zeros((side, side), np.uint8)
     cv2.fillPoly(canvas, [np.round(points).astype(np.int32)], 1)

@@ -18,6 +18,7 @@ from factory.lab.planted import (
     accuracy,
     calibration_error,
     cases_of,
+    fitted_theta,
     gate_accuracy,
     plant,
     plant_real,
@@ -165,3 +166,17 @@ def test_a_margin_that_leaves_no_good_pair_is_refused() -> None:
 def test_an_unknown_fault_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="mix must give shares to some of none, shifted, scaled, swapped, torn, got"):
         cases_of({"upside_down": Share(1.0, 0.0)}, 0, 5)
+
+
+def test_theta_is_fitted_on_phantoms_of_the_renderers_own_settings() -> None:
+    true = {
+        (drawn := phantom.draw(SEED, index, SIZE, settings=phantom.DEFAULT)).image.tobytes(): drawn.mask
+        for index in range(60)
+    }
+
+    def half_as_sure(images: NDArray[np.uint8], shown: NDArray[np.bool_]) -> list[Verdict]:
+        found = [float(iou(mask, true[image.tobytes()])) / 2 for image, mask in zip(images, shown, strict=True)]
+        return [("accepted", None, value) for value in found]
+
+    theta = fitted_theta(half_as_sure, SEED, 60, size=SIZE)
+    assert len(theta) == 3 and all(0.32 <= value <= 0.38 for _, value in theta)

@@ -189,5 +189,10 @@ def _config(directory: str | Path, kind: str) -> dict[str, Any]:
 
 def _filled(model: M, directory: str | Path) -> M:
     weights = load_file(Path(directory) / "model.safetensors")
+    if weights.keys() != model.state_dict().keys():
+        raise ValueError(
+            f"segmenter in {directory} must have the layers of this version's {type(model).__name__}, got others; fit "
+            "it again (factory fit gate)."
+        )
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     return model.eval()

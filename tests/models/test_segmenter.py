@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from factory.models.segmenter import (
     LatentSegmenter,
@@ -98,4 +99,12 @@ def test_what_is_no_segmenter_or_the_wrong_one_is_refused(tmp_path: Path) -> Non
         save_segmenter(LatentSegmenter(width=8), tmp_path)
     save_segmenter(PixelUNet(width=4, depth=2), tmp_path)
     with pytest.raises(ValueError, match="must be a LatentSegmenter, got PixelUNet"):
+        load_latent_segmenter(tmp_path, DIGEST)
+
+
+def test_weights_with_other_layers_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    save_segmenter(LatentSegmenter(width=8), tmp_path, DIGEST)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({f"old.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"must have the layers of this version's LatentSegmenter, got others; fit it"):
         load_latent_segmenter(tmp_path, DIGEST)

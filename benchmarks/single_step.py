@@ -131,7 +131,7 @@ def measure(turns: int, batch: int, t: int) -> dict[str, Any]:
         "median_iou_with_the_truth": {"short": float(np.median(short)), "long": float(np.median(long))},
         "accepted_at_0.7": {"short": float(np.mean(short > THETA)), "long": float(np.mean(long > THETA))},
         "same_verdict_at_0.7": float(np.mean((short > THETA) == (long > THETA))),
-        "auc_of_the_short_overlap_for_the_long_verdict": list(rank[:3]),
+        "auc_of_the_short_overlap_for_the_long_verdict": [float(v) if np.isfinite(v) else None for v in rank[:3]],
     }  # fmt: skip
 
 

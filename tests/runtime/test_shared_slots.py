@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,7 +47,18 @@ def test_many_threads_get_their_own_and_share_the_slots() -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda unit: slots.shared.draw(unit, 1 + unit % 5), range(500)))
     assert found == [f"unit {unit}" for unit in range(500)]
-    assert sorted(slots.begun) == list(range(500)) and slots.shared.under_way == () and slots.most == 3
+    assert sorted(slots.begun) == list(range(500)) and slots.shared.under_way == ()
+
+
+def test_units_that_wait_fill_the_slots_together() -> None:
+    slots = Slots()
+    with ThreadPoolExecutor(5) as threads:
+        with slots.shared._turn:  # none draws before all wait
+            asked = [threads.submit(slots.shared.draw, unit, 2) for unit in range(5)]
+            while len(slots.shared._waiting) < 5:
+                time.sleep(0.001)
+        assert [future.result(timeout=60) for future in asked] == [f"unit {unit}" for unit in range(5)]
+    assert slots.most == 3
 
 
 def test_an_error_ends_those_under_way_and_no_others() -> None:

@@ -56,7 +56,7 @@ class GateSection(Section):
     )
     # theta by size where it was fitted (`quality/thresholds.py`): pairs of the largest area of a stratum, as a share of
     # the image, and its theta, by growing area; a larger lesion has the last one. Empty: min_iou and shift_tolerance.
-    theta_by_area: list[tuple[Share, Share]] = []
+    theta_by_area: list[Annotated[list[Share], Field(min_length=2, max_length=2)]] = []
     checkpoints: list[Share] = [0.7]  # shares of the calls after which the clean estimate is judged
     # How far below its threshold an early overlap may be; below zero, how far above it must be: early estimates are
     # smooth and overlap more than what becomes of them (benchmarks/checkpoint_choice.py).
@@ -65,7 +65,7 @@ class GateSection(Section):
 
     @field_validator("theta_by_area")
     @classmethod
-    def _by_growing_area(cls, value: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    def _by_growing_area(cls, value: list[list[float]]) -> list[list[float]]:
         areas = [area for area, _ in value]
         if areas != sorted(set(areas)):
             raise ValueError(f"must name strata by growing area, got areas {areas}; sort them and name each once")

@@ -83,7 +83,7 @@ def gate_accuracy(
     }  # fmt: skip
 
 
-def fitted_theta(validate: Validate, seed: int, count: int, *, size: int = 128) -> list[tuple[float, float]]:
+def fitted_theta(validate: Validate, seed: int, count: int, *, size: int = 128) -> list[list[float]]:
     """`gate.theta_by_area` for a gate, by `quality/thresholds.py`, on `count` pairs of phantoms as the renderer draws
     them: not those that the gate is judged on, with seeds that no fit uses."""
     cases = enumerate(cases_of(MIX, seed, count))

@@ -13,14 +13,14 @@ STRATA = 3
 GRID = np.round(np.arange(0.2, 0.9501, 0.005), 3)
 
 
-def fit_thresholds(overlaps: ArrayLike, good: ArrayLike, areas: ArrayLike) -> list[tuple[float, float]]:
-    """(largest area, theta) by stratum, as `gate.theta_by_area` takes it.
+def fit_thresholds(overlaps: ArrayLike, good: ArrayLike, areas: ArrayLike) -> list[list[float]]:
+    """[largest area, theta] by stratum, as `gate.theta_by_area` takes it.
 
     overlaps (N,) as the gate measures them, good (N,) bool, areas (N,) of the masks it was shown, as shares of the
     image. A stratum without good or without bad pairs is a ValueError.
     """
     overlap, right, area = np.asarray(overlaps, float), np.asarray(good, bool), np.asarray(areas, float)
-    edges = np.quantile(area, np.arange(1, STRATA + 1) / STRATA)
+    edges = np.quantile(area, np.arange(1, STRATA + 1) / STRATA, method="inverted_cdf")
     stratum = np.searchsorted(edges[:-1], area)
     found = []
     for number, edge in enumerate(edges):
@@ -30,7 +30,7 @@ def fit_thresholds(overlaps: ArrayLike, good: ArrayLike, areas: ArrayLike) -> li
                 f"every third of sizes must have good and bad pairs, got {int(right[inside].sum())} good of "
                 f"{int(inside.sum())} up to an area of {edge:.3f}; plant more."
             )
-        found.append((round(float(edge), 4), _theta(overlap[inside], right[inside])))
+        found.append([round(float(edge), 4), _theta(overlap[inside], right[inside])])
     return found
 
 

@@ -37,7 +37,7 @@ def test_a_third_without_bad_pairs_is_refused_with_its_counts() -> None:
 
 
 def test_the_policy_takes_the_theta_of_the_lesions_stratum_and_the_last_one_beyond_it() -> None:
-    section = GateSection(theta_by_area=[(0.02, 0.5), (0.1, 0.6), (0.3, 0.7)])
+    section = GateSection(theta_by_area=[[0.02, 0.5], [0.1, 0.6], [0.3, 0.7]])
     assert [iou_threshold(area, section) for area in (0.01, 0.02, 0.05, 0.3, 0.9)] == [0.5, 0.5, 0.6, 0.7, 0.7]
     assert iou_threshold(None, section) == section.min_iou
     assert decide({"iou": 0.55, "score_area": 0.02}, section) == ("accepted", None)
@@ -47,3 +47,11 @@ def test_the_policy_takes_the_theta_of_the_lesions_stratum_and_the_last_one_beyo
 def test_strata_out_of_order_are_refused_with_their_areas() -> None:
     with pytest.raises(RecipeError, match=r"gate.theta_by_area.*must name strata by growing area, got areas"):
         load(None, ["gate.theta_by_area=[[0.3, 0.7], [0.1, 0.6]]"])
+
+
+def test_a_policy_with_theta_by_size_comes_back_from_a_recipe_as_it_was() -> None:
+    wanted = load(None, ["gate.theta_by_area=[[0.1, 0.6], [0.3, 0.7]]"])
+    assert wanted.gate.theta_by_area == [[0.1, 0.6], [0.3, 0.7]]
+    assert GateSection(**wanted.gate.model_dump(mode="json")) == wanted.gate
+    with pytest.raises(RecipeError, match=r"gate.theta_by_area\[0\]"):
+        load(None, ["gate.theta_by_area=[[0.1, 0.6, 0.7]]"])

@@ -103,14 +103,14 @@ def accuracy(validate: Validate, pairs: Iterable[Planted]) -> dict[str, Any]:
     """
     planted, verdicts = _judged(validate, pairs)
     found = {fault: _by_fault(fault, planted, verdicts) for fault in ("none", *_FAULTS)}
-    told = agreement(_iou_pairs(planted, verdicts))
+    overlaps = _iou_pairs(planted, verdicts)
     return {
         **_rates(planted, verdicts),
         "by_fault": {fault: row for fault, row in found.items() if row["count"]},
         "by_size": _by_size(planted, verdicts),
         "by_skin": _by_skin(planted, verdicts),
         "reasons": _reasons(verdicts),
-        "gate_iou": told | {"calibration_error": calibration_error(_iou_pairs(planted, verdicts))},
+        "gate_iou": agreement(overlaps) | {"calibration_error": calibration_error(overlaps)},
         "accept_everything": {"precision": _share(sum(p.good for p in planted), len(planted)), "recall": 1.0},
     }
 

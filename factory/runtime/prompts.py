@@ -9,7 +9,6 @@ million of T5 would be terabytes) are embedded by who draws them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -31,11 +30,11 @@ PROMPTS_AT_ONCE = 64
 
 def embed(
     run: Run, recipe: Recipe, paths: dict[str, str | None], pools: Pools, units: Sequence[int], echo: Echo = print
-) -> bool:
-    """Embeds what the prompts of these units of the plan lack. False where who draws embeds them: what they would take
-    is told, or there is nothing to gain."""
+) -> KeptPrompts | None:
+    """Embeds what the prompts of these units of the plan lack, and returns where all are. None where who draws embeds
+    them: what they would take is told, or there is nothing to gain."""
     if recipe.plan.generator != "flux" or not units:
-        return False
+        return None
     from factory.models.flux import embedding_shape
 
     generator, adapter = str(paths["generator"]), paths["adapter"]
@@ -48,7 +47,7 @@ def embed(
             f"prompts     {len(prompts)} of {needed / 2**30:.0f} GiB when embedded are above "
             f"synthesize.prompt_cache_gib={recipe.synthesize.prompt_cache_gib}: they are embedded by who draws them"
         )
-        return False
+        return None
     missing = kept.missing(["", *prompts])
     if missing:
         import ray
@@ -60,7 +59,7 @@ def embed(
             EmbedPrompts,  # type: ignore[arg-type]
             batch_size=1,
             compute=ActorPoolStrategy(size=min(pools.synthesize, len(parts))),
-            fn_constructor_args=(run.uri, recipe, generator, adapter, gpu),
+            fn_constructor_args=(kept, generator, length - 1, gpu),
             num_cpus=ACTOR_CPUS,
             num_gpus=pools.gpus_per_actor or None,
             batch_format="pyarrow",
@@ -68,11 +67,12 @@ def embed(
         for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             line.add({records.ACCEPTED: pc.sum(batch["embedded"]).as_py(), records.REJECTED: 0, records.FAILED: 0})
         line.end()
-    return True
+    return kept
 
 
 def kept_prompts(uri: str, recipe: Recipe, generator: str, adapter: str | None, gpu: bool) -> KeptPrompts:
-    """Where the prompts of a run are kept for who draws with this generator, at this place."""
+    """Where the prompts of a run are kept for who draws with this generator, at this place. The encoders' weights are
+    read for their digest: once, by the driver."""
     import torch
 
     from factory.models.flux import embedding_shape
@@ -95,15 +95,13 @@ def _prompts(run: Run, units: Sequence[int]) -> list[str]:
 class EmbedPrompts:
     """Prompts to their embeddings in the run's store. Returns how many."""
 
-    def __init__(self, uri: str, recipe: Recipe, generator: str, adapter: str | None, gpu: bool) -> None:
-        from factory.models.flux import FluxDenoiser, embedding_shape
+    def __init__(self, kept: KeptPrompts, generator: str, max_sequence_length: int, gpu: bool) -> None:
+        from factory.models.flux import FluxDenoiser
 
-        self.kept = kept_prompts(uri, recipe, generator, adapter, gpu)
-        device = "cuda" if gpu_at_hand(gpu) else "cpu"
+        self.kept, device = kept, "cuda" if gpu_at_hand(gpu) else "cpu"
         self.encoder = FluxDenoiser.load(
-            Path(generator), dtype=self.kept.dtype, max_sequence_length=embedding_shape(generator, adapter)[0] - 1,
-            encoders_only=True,
-        ).to(device, self.kept.dtype)  # fmt: skip
+            generator, dtype=kept.dtype, max_sequence_length=max_sequence_length, encoders_only=True
+        ).to(device, kept.dtype)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for prompts in batch["prompts"].to_pylist():

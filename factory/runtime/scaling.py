@@ -66,8 +66,8 @@ class SleepingUnit(SynthesizeUnit):
     def __init__(self, run_uri: str, *arguments: Any) -> None:
         import ray
 
-        recipe, weights, adapter, gate_digest, _gpu, drive, embedded = arguments
-        super().__init__(run_uri, recipe, weights, adapter, gate_digest, False, drive, embedded)  # it draws on no GPU
+        recipe, weights, adapter, gate_digest, _gpu, drive, prompts = arguments
+        super().__init__(run_uri, recipe, weights, adapter, gate_digest, False, drive, prompts)  # it draws on no GPU
         self.events, self.node = Run(run_uri).events(), ray.get_runtime_context().get_node_id()
 
     def stage(self) -> type[SynthesizeSamples]:

@@ -30,12 +30,13 @@ from factory.runtime.attempts import ERROR, EXIT_STATUS, TIMED_OUT, Attempt, Att
 from factory.runtime.backgrounds import with_pixels
 from factory.runtime.cluster import Pools
 from factory.runtime.estimate import MADE
-from factory.runtime.prompts import embed, kept_prompts
+from factory.runtime.prompts import embed
 from factory.runtime.retry import failed_rows
 from factory.runtime.shared_slots import Fallen, SharedSlots
 from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
 
 if TYPE_CHECKING:
+    from factory.models.kept_prompts import KeptPrompts
     from factory.stages.synthesize import SynthesizeSamples
 
 
@@ -61,9 +62,9 @@ def synthesize(
     table, made_of = run.table("samples"), fingerprint_in(run, recipe, "samples", ["plan"], weights)
     made_of |= fingerprint(placement(section.dtype, gpu), section.base_dtype)
     table.require(made_of)
-    embedded = embed(run, recipe, paths, pools, table.missing(units), echo)
+    prompts = embed(run, recipe, paths, pools, table.missing(units), echo)
     drive = uuid.uuid4().hex[:12]
-    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"], gpu, drive, embedded)
+    arguments = (run.uri, recipe, paths["generator"], paths["adapter"], weights["gate"], gpu, drive, prompts)
     stage = partial(pool, unit or SynthesizeUnit, arguments, pools.synthesize, num_gpus=pools.gpus_per_actor,
                     at_once=units_at_once(section.slots, plan.sealed().rows // units))  # fmt: skip
     with gate if table.missing(units) else nullcontext():
@@ -107,12 +108,12 @@ class SynthesizeUnit(UnitStage):
     """A unit of the plan to its samples: generator, sampler and a handle to the gate, loaded once per actor.
 
     gpu: whether the actor has reserved one. Without one it may see those of others, and uses none. drive: the name
-    under which attempts are counted. embedded: whether the text pass has embedded its prompts.
+    under which attempts are counted. prompts: where the text pass has embedded them, if it has.
     """
 
     def __init__(
         self, run_uri: str, recipe: Recipe, weights: str, adapter: str | None, gate_digest: str, gpu: bool = False,
-        drive: str = "drive", embedded: bool = False,
+        drive: str = "drive", prompts: KeptPrompts | None = None,
     ) -> None:  # fmt: skip
         from factory.runtime.cluster import is_alive, this_machine
         from factory.runtime.serve import GateHandle
@@ -124,8 +125,7 @@ class SynthesizeUnit(UnitStage):
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
         gate = GateHandle(run_uri)
         self.synthesize = self.stage()(
-            weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator, gpu,
-            kept_prompts(run_uri, recipe, weights, adapter, gpu) if embedded else None,
+            weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator, gpu, prompts
         )  # fmt: skip
         self.slots = SharedSlots(self.synthesize.stream, self._begin_among_others, self._fell, self._watched)
 

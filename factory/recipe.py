@@ -85,6 +85,7 @@ class SynthesizeSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of network and text encoders; auto: bfloat16 on a GPU,
     # float32 on a CPU, where bfloat16 can be hundreds of times slower (a GPU older than Ampere wants float32 too)
     base_dtype: Literal["nf4", "fp8"] | None = None  # of FLUX.1's weights on a small card; null: dtype
+    compile: bool = False  # the network, by torch's inductor: minutes once per machine, then faster calls
     prompt_cache_gib: Natural = 64  # of prompts that are embedded before, for FLUX.1; beyond it by who draws them
     max_attempts: Count = 3  # at a unit that raises, hangs or takes its process along; then all its rows have failed
     unit_timeout_s: Positive | None = None  # after which a unit hangs and its process is ended; null: never

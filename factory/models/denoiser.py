@@ -72,6 +72,10 @@ class Denoiser(Protocol):
         either case. Digests stay those of the weights that were loaded."""
         ...
 
+    def compile(self) -> None:
+        """Has torch compile the denoising network for each shape that it will meet (see `compiled`); after `to`."""
+        ...
+
     def shift(self, width: int, height: int) -> float:
         """How far the levels of a `flow` move towards noise at this size in pixels (see `solvers.schedule`)."""
         ...

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
+from factory.models.compiled import compile_network
 from factory.models.denoiser import Prediction, PredictionType, classifier_free_guidance, clean_estimate
 from factory.models.flux_lora import fuse, load_adapter
 from factory.models.kept_prompts import KeptPrompts
@@ -145,6 +146,10 @@ class FluxDenoiser:
         for known in ("alphas_cumprod", "_pipeline"):
             self.__dict__.pop(known, None)
         return self
+
+    def compile(self) -> None:
+        """See `compile_network`."""
+        compile_network(self.transformer)
 
     def _modules(self) -> dict[str, nn.Module]:
         parts: dict[str, nn.Module | None] = {

@@ -36,8 +36,10 @@ def gpu_at_hand(asked: bool | None = None) -> bool:
     return torch.cuda.is_available() if asked is None else asked
 
 
-def fingerprint(where: Placement, base_dtype: str | None) -> dict[str, str]:
-    """What a placement adds to the fingerprint of samples: nothing for float32 on a CPU, which was all there once
-    was."""
+def fingerprint(where: Placement, base_dtype: str | None, compiled: bool = False) -> dict[str, str]:
+    """What a placement adds to the fingerprint of samples: nothing for float32 on a CPU, not compiled, which was all
+    there once was."""
     found = {} if where == Placement("cpu", "float32") else {"synthesize.dtype": f"{where.dtype} on {where.device}"}
+    if compiled:
+        found["synthesize.compile"] = "true"
     return found if base_dtype is None else found | {"synthesize.base_dtype": base_dtype}

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from factory.models import codec
+from factory.models.compiled import compile_network
 from factory.models.denoiser import PredictionType, clean_estimate
 from factory.models.latents import LatentStats
 from factory.models.loading import module_digest, tensor_bytes
@@ -45,6 +46,10 @@ class Scheduled:
     def vae_digest(self) -> str:
         """See `codec.vae_digest`: families on one VAE share it, and so their segmenters of image latents."""
         return codec.vae_digest(self.vae, self.stats)
+
+    def compile(self) -> None:
+        """See `compile_network`."""
+        compile_network(next(iter(self._modules().values())))
 
     def shift(self, width: int, height: int) -> float:
         """1: a noise schedule of alpha bars is the same at every size."""

@@ -49,6 +49,9 @@ class SleepingDenoiser:
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> SleepingDenoiser:
         return self
 
+    def compile(self) -> None:
+        pass
+
     def predict(self, z: Tensor, t: Tensor, condition: Tensor, guidance: Tensor, unconditional: Tensor) -> Prediction:
         time.sleep(self.call_s)
         return Prediction(z, z)

@@ -123,6 +123,7 @@ def _settings(run: Run, recipe: Recipe, made: Row) -> tuple[SynthesizeSection, b
         update={
             "slots": made["batch_shape"], "num_threads": made["num_threads"], "solver": solver, "dtype": dtype,
             "base_dtype": known.get("synthesize.base_dtype"), "keep_rejected": "image",
+            "compile": known.get("synthesize.compile") == "true",
         }
     )  # fmt: skip
     return section, None if device == "cuda" else False

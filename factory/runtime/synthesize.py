@@ -60,7 +60,7 @@ def synthesize(
     gpu, section = pools.gpus_per_actor > 0, recipe.synthesize
     check_quantised(section.base_dtype, recipe.plan.generator, "synthesize.base_dtype", gpu)
     table, made_of = run.table("samples"), fingerprint_in(run, recipe, "samples", ["plan"], weights)
-    made_of |= fingerprint(placement(section.dtype, gpu), section.base_dtype)
+    made_of |= fingerprint(placement(section.dtype, gpu), section.base_dtype, section.compile)
     table.require(made_of)
     prompts = embed(run, recipe, paths, pools, table.missing(units), echo)
     drive = uuid.uuid4().hex[:12]
@@ -127,6 +127,8 @@ class SynthesizeUnit(UnitStage):
         self.synthesize = self.stage()(
             weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator, gpu, prompts
         )  # fmt: skip
+        if self.section.compile:
+            self.synthesize.prepare((recipe.plan.size, recipe.plan.size))
         self.slots = SharedSlots(self.synthesize.stream, self._begin_among_others, self._fell, self._watched)
 
     def stage(self) -> type[SynthesizeSamples]:

@@ -72,6 +72,8 @@ class SynthesizeSamples:
         where = placement(section.dtype, gpu_at_hand(gpu))
         self.device, self.dtype, self.base_dtype = where.device, getattr(torch, where.dtype), section.base_dtype
         self.denoiser = self.load_denoiser(weights, adapter).to(self.device, self.dtype)
+        if section.compile:
+            self.denoiser.compile()
         self.section, self.gate_section, self.gate, self.gate_digest = section, gate_section, gate, gate_digest
         self.slots = section.slots
         self._samplers: dict[tuple[int, int], Sampler] = {}
@@ -83,6 +85,19 @@ class SynthesizeSamples:
         return load_denoiser(
             weights, adapter, self.family, dtype=self.dtype, base_dtype=self.base_dtype, prompts=self.prompts
         )
+
+    def prepare(self, size: tuple[int, int]) -> None:
+        """Makes ready for samples of a size (width, height), with as many slots as fit: what is compiled is compiled
+        now, and not while a unit is timed."""
+        ready = False
+        while not ready:
+            try:
+                self._sampler(size, together=True)
+                ready = True
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            ready = ready or not self.halve()
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""

@@ -17,6 +17,7 @@ from tiny_sdxl import save_pipeline as save_inpaint
 from factory import records
 from factory.images import encode_mask, encode_png, read_mask, read_png
 from factory.models.joint import JointDenoiser
+from factory.models.placement import fingerprint, placement
 from factory.models.sampler import Verdict
 from factory.models.weights import generator_digest
 from factory.recipe import Recipe, load
@@ -106,7 +107,9 @@ def made_run(uri: Path, recipe: Recipe, change: Change = dict) -> Run:
         full = with_pixels(rows, run.table("backgrounds")) if family == "inpaint" else rows
         made.append([change(row) if row["sample_id"] != FAILED else failed(row) for row in stage(full)])
     digests = {"generator": generator_digest(recipe.synthesize.weights), "gate": ""}
-    sealed(run, "samples", made, fingerprint_in(run, recipe, "samples", ["plan"], digests))
+    made_of = fingerprint_in(run, recipe, "samples", ["plan"], digests)
+    made_of |= fingerprint(placement(recipe.synthesize.dtype, gpu=False), None, recipe.synthesize.compile)
+    sealed(run, "samples", made, made_of)
     return run
 
 
@@ -148,6 +151,17 @@ def test_every_sample_of_every_round_is_drawn_again_to_the_last_bit(
         assert said.text == (
             f"reproduce   {name} is equal bit for bit in {what}: {calls} calls at batch shape 3 and 1 thread(s)"
         )
+
+
+def test_what_was_compiled_is_compiled_again_whatever_the_recipe_says_by_now(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    run = made_run(tmp_path, recipe_for("joint", weights["joint"], "synthesize.compile=true"))
+    said = reproduce(run, recipe_for("joint", weights["joint"]), LATE)
+    assert said.holds and "is equal bit for bit in latents" in said.text
+    plain = made_run(tmp_path / "plain", recipe_for("joint", weights["joint"]))
+    one, other = (made.table("samples").sealed().fingerprint for made in (run, plain))
+    assert one.pop("synthesize.compile") == "true" and one == other
 
 
 def test_what_nothing_is_kept_of_is_drawn_and_written(weights: dict[str, Path], tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from segmenter_transfer import TRAINING, VALIDATION
 
 from factory import phantom
 from factory.lab import planted
-from factory.lab.planted import MIX, Planted, cases_of, plant, plant_real
 from factory.models.encoder import load_image_encoder
 from factory.models.weights import STARTER
+from factory.quality.faults import MARGIN, MIX, Planted, cases_of, plant, plant_real
 from factory.quality.overlap import iou
 from factory.quality.thresholds import fit_thresholds
 from factory.recipe import GateSection
@@ -79,7 +79,7 @@ def found(shown: Shown, truths: Sequence[np.ndarray]) -> dict[str, Any]:
 def fitted_on(count: int) -> list[Planted]:
     """Pairs of phantoms as the renderer draws them, with seeds that no fit uses."""
     cases = enumerate(cases_of(MIX, FIT_SEED, count))
-    return [plant(FIT_SEED, k, *case, SIZE, planted.MARGIN, phantom.DEFAULT) for k, case in cases]
+    return [plant(FIT_SEED, k, *case, SIZE, MARGIN, phantom.DEFAULT) for k, case in cases]
 
 
 def real(root: Path, split: tuple[str, str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -117,7 +117,7 @@ def measure(count: int, gate: Path, isic: Path | None) -> dict[str, Any]:
         "flat": GateSection(shift_tolerance=0.0), "default": GateSection(), "fitted": GateSection(theta_by_area=theta),
     }  # fmt: skip
     cases = cases_of(MIX, SEED, count)
-    unseen = Shown(score, encoder.encode, (plant(SEED, k, *case, SIZE, planted.MARGIN) for k, case in enumerate(cases)))
+    unseen = Shown(score, encoder.encode, (plant(SEED, k, *case, SIZE, MARGIN) for k, case in enumerate(cases)))
     true = [np.asarray(phantom.draw(SEED, k, SIZE, settings=phantom.HELD_OUT).mask, bool) for k in range(count)]
     result: dict[str, Any] = {
         "count": count, "size": SIZE, "goals": GOALS, "theta_by_area": theta,

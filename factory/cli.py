@@ -220,7 +220,9 @@ def synthesize(
 
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="worth, gate, captions, near_copies or dermae-table.")],
+    name: Annotated[
+        str, typer.Argument(help="worth, gate, captions, near_copies, theta-sweep, prompt-banks, dermae-table.")
+    ],
     run: RunOption,
     others: Annotated[
         list[str] | None,
@@ -305,11 +307,16 @@ def sample(
 
 
 @app.command()
-def status(run: RunOption) -> None:
-    """What a run holds."""
+def status(
+    run: RunOption,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Samples and alarms as Prometheus text instead.")] = False,
+) -> None:
+    """What a run holds, and what of its samples should alarm."""
     from factory import line
     from factory.run import Run
 
+    if metrics:
+        return typer.echo(line.metrics_of(Run(run)), nl=False)
     for text in line.status(Run(run)):
         typer.echo(text)
 

@@ -4,6 +4,8 @@ gate          lab/gate_accuracy.json       the gate on planted faults of phantom
 captions      lab/caption_*.json           measurements by diagnosis, the phantoms' truth, captioners compared
 near_copies   lab/near_copies.json         samples that are almost a training image
 worth         lab/worth.json               what the samples add to a downstream model
+theta-sweep   lab/theta_sweep.json         what each theta keeps, and what it is worth
+prompt-banks  lab/prompt_banks.json        the same of each prompt bank
 dermae-table  lab/dermae_table.json        encoders by rows, start and teacher
 """
 
@@ -18,7 +20,7 @@ from factory import records
 from factory.recipe import Recipe
 from factory.run import Run
 
-EVALUATIONS = ("gate", "captions", "near_copies", "worth", "dermae-table")
+EVALUATIONS = ("gate", "captions", "near_copies", "worth", "theta-sweep", "prompt-banks", "dermae-table")
 
 Echo = Callable[[str], None]
 
@@ -26,7 +28,7 @@ Echo = Callable[[str], None]
 def evaluate(
     run: Run, recipe: Recipe, name: str, others: Sequence[str] = (), reviews: Sequence[Path] = (), echo: Echo = print
 ) -> None:
-    """One of `gate`, `captions`, `near_copies`, `worth`, `dermae-table`: the result goes to lab/ and into the report.
+    """One of `EVALUATIONS`: the result goes to lab/ and into the report.
 
     For `captions`, `others` are runs whose captions are compared with this one's, and `reviews` are raters' files:
     with those nothing is measured anew, they are imported.
@@ -45,7 +47,7 @@ def evaluate(
         return study.prepare(run, others, section.caption_images, section.caption_seed, echo)
     {
         "gate": _evaluate_gate, "near_copies": _evaluate_near_copies, "worth": _evaluate_worth,
-        "dermae-table": _evaluate_dermae,
+        "theta-sweep": _evaluate_thetas, "prompt-banks": _evaluate_banks, "dermae-table": _evaluate_dermae,
     }[taxonomy.check(name, EVALUATIONS, "evaluate")](run, recipe, echo)  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
     def validate(images: Any, masks: Any) -> list[tuple[str, str | None, float | None]]:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = torch.cat([encoder.encode(part) for part in pixels.split(16)])
-        return [(j["outcome"], j["reason"], j["scores"].get("iou")) for j in score(latents.numpy(), masks)]
+        return [(j["outcome"], j["reason"], j["scores"]["iou"]) for j in score(latents.numpy(), masks)]
 
     return validate
 
@@ -130,6 +132,23 @@ def _evaluate_worth(run: Run, recipe: Recipe, echo: Echo) -> None:
         copies=copies,
         progress=echo,
     )
+
+
+def _evaluate_thetas(run: Run, recipe: Recipe, echo: Echo) -> None:
+    from factory.lab.lineage import nearest_real
+    from factory.lab.sweeps import as_accepted, theta_sweep
+
+    section, corpus, samples = recipe.evaluate, run.table("corpus").read(), run.table("samples").read()
+    copies = nearest_real(run.store, as_accepted(samples), corpus, image_size=section.worth.image_size)["copies"]
+    theta_sweep(run.store, corpus, samples, recipe.gate, section.thetas, section.worth, copies=copies, progress=echo)
+
+
+def _evaluate_banks(run: Run, recipe: Recipe, echo: Echo) -> None:
+    from factory.lab.sweeps import prompt_banks
+
+    copies = _evaluate_near_copies(run, recipe, echo)["copies"]
+    tables = run.table("corpus").read(), run.table("samples").read()
+    prompt_banks(run.store, *tables, recipe.evaluate.worth, copies=copies, progress=echo)
 
 
 def _evaluate_dermae(run: Run, recipe: Recipe, echo: Echo) -> None:

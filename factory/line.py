@@ -9,14 +9,18 @@ A step that is done is not done again; one that was stopped goes on. Everything 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory import records
 from factory.models.weights import check_classes, family_of, generator_digest, tree_digest
 from factory.recipe import Recipe
 from factory.run import Run
+
+if TYPE_CHECKING:
+    from factory.quality.alarms import Alarm
 
 STEPS = ("ingest", "caption", "fit", "plan", "synthesize", "encoders", "evaluate", "release")
 
@@ -249,12 +253,40 @@ def base_parents(recipe: Recipe) -> list[Any]:
     return [Parent("weights", recipe.synthesize.weights, STARTER_LICENCE if starter else "")]
 
 
-def status(run: Run) -> list[str]:
-    """What a run holds: one line per table and per weights, and one per alarm of the samples that are there."""
+def alarms_of(run: Run) -> list[Alarm]:
+    """Those of the samples that are there, a running step's too."""
     import pyarrow as pa
 
     from factory.quality.alarms import COLUMNS, alarms
 
+    made = list(run.table("samples").committed(list(COLUMNS)))
+    worth = json.loads(run.store.read("lab/worth.json")) if run.store.exists("lab/worth.json") else None
+    return alarms(pa.concat_tables(made), worth=worth) if made else []
+
+
+def metrics_of(run: Run) -> str:
+    """Samples by outcome and alarms by kind as Prometheus text, for a textfile collector or a push gateway."""
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+    from factory.quality.alarms import KINDS
+
+    registry, made = CollectorRegistry(), dict.fromkeys(records.OUTCOMES, 0)
+    for part in run.table("samples").committed(["outcome"]):
+        for outcome in part["outcome"].to_pylist():
+            made[outcome] += 1
+    outcomes = Gauge("factory_run_samples", "Samples by outcome.", ["run", "outcome"], registry=registry)
+    for outcome, count in made.items():
+        outcomes.labels(run.uri, outcome).set(count)
+    found = [alarm.kind for alarm in alarms_of(run)]
+    raised = Gauge("factory_run_alarms", "Alarms by kind; above 0 a person should look.", ["run", "kind"],
+                   registry=registry)  # fmt: skip
+    for kind in KINDS:
+        raised.labels(run.uri, kind).set(found.count(kind))
+    return generate_latest(registry).decode()
+
+
+def status(run: Run) -> list[str]:
+    """What a run holds: one line per table and per weights, and one per alarm of the samples that are there."""
     lines = [
         f"{name:<10} sealed, {run.table(name).sealed().rows} rows"
         + _outcomes(run.table(name).counts())
@@ -266,9 +298,7 @@ def status(run: Run) -> list[str]:
         f"{name:<10} not sealed, {len(run.table(name).parts())} parts; run its step again to go on" for name in begun
     ]
     lines += [f"weights/{name}" for name in run.weights()]
-    made = list(run.table("samples").committed(list(COLUMNS)))
-    found = alarms(pa.concat_tables(made)) if made else []
-    lines += [f"ALARM      {alarm.kind}, {alarm.where}: {alarm.text}" for alarm in found]
+    lines += [f"ALARM      {alarm.kind}, {alarm.where}: {alarm.text}" for alarm in alarms_of(run)]
     return lines or ["nothing yet; begin with `factory ingest`"]
 
 

@@ -50,6 +50,8 @@ class GateSection(Section):
     min_area: Share = 0.004  # of the image; below it a mask is empty
     max_area: Share = 0.95
     min_iou: Share = 0.7  # DiffAug's theta
+    calibrated: bool = True  # the IoU is that to be expected with the truth, where the weights have an estimator of it;
+    # false, or without one: the overlap with what the segmenter finds, as DiffAug has it
     min_solidity: Share = 0.6
     shift_tolerance: Share = (
         0.015  # of the side: a shift that is forgiven, so tiny lesions need less IoU; 0 forgives none
@@ -107,6 +109,7 @@ class EvaluateSection(Section):
     gate_pairs: Count = 400  # pairs with planted faults that the gate is tried on
     caption_images: Count = 100  # images that captioners are compared on and raters review
     caption_seed: Natural = 0  # which images, and in which order a rater sees them and their captions
+    thetas: list[Share] = [0.5, 0.6, 0.7, 0.8, 0.9]  # that the samples are filtered at (DiffAug's experiment 2)
     worth: WorthSection = WorthSection()
     dermae: DermaeSection = DermaeSection()
 

@@ -71,13 +71,13 @@ _PLAN = [
     ("box", pa.list_(pa.int32())),  # of a background in its parent: left, top and side in px
     ("seed", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("guidance", pa.float32()),
     ("num_inference_steps", pa.int32()), ("audit", pa.bool_()),
-    ("site", pa.string()), ("lesion_size", pa.string()),  # where there is a quota of each (plan.sites)
+    ("site", pa.string()), ("lesion_size", pa.string()), ("bank", pa.string()),  # where there is a quota of each
 ]  # fmt: skip
 
 # Scores are facts, whatever the verdict; a score that was not computed is null.
 SCORES: tuple[str, ...] = (
     "score_latent_iou", "score_confidence", "score_area", "score_solidity", "score_components", "score_hausdorff_px",
-    "score_background_psnr",
+    "score_background_psnr", "score_overlap",
 )  # fmt: skip
 _SAMPLES = [
     *((name, dtype) for name, dtype in _PLAN if name != "mask"),

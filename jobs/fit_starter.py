@@ -49,8 +49,8 @@ JOINT = FitSection(
     ema_decay=0.999, checkpoint_every=100,
 )  # fmt: skip
 GATE = GateFitSection(
-    steps=5000, batch_size=16, learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
-    ema_decay=0.998, checkpoint_every=250, phantoms=2400, views=2,
+    steps=10000, batch_size=16, learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
+    ema_decay=0.998, checkpoint_every=250, phantoms=4000, views=3,
 )  # fmt: skip
 FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "vae-log": VAE_LOG, "head": HEAD, "joint": JOINT, "gate": GATE}
 

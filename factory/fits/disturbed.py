@@ -16,7 +16,7 @@ Picture = NDArray[np.float32]  # (H, W, 3) in 0..1
 
 
 def disturbed(image: RGB, rng: np.random.Generator) -> RGB:
-    """The picture (H, W, 3) uint8, darker or tinted, unevenly lit, mottled, crossed by hairs, blurred, noisy and
+    """The picture (H, W, 3) uint8, darker or tinted, unevenly lit, faded, mottled, crossed by hairs, blurred, noisy and
     compressed, each or not. What is in it stays where it is."""
     picture: Picture = np.asarray(image, np.float32) / np.float32(255)
     for chance, change in _CHANGES:
@@ -44,21 +44,27 @@ def _vignetted(picture: Picture, rng: np.random.Generator) -> Picture:
     return np.asarray(picture * (1 - rng.uniform(0, 0.2) * (x**2 + y**2)[..., None]))
 
 
+def _faded(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Nearer to what surrounds each place: less contrast, of a lesion too."""
+    surrounds = cv2.GaussianBlur(picture, (0, 0), 0.3 * picture.shape[0], borderType=cv2.BORDER_REFLECT)
+    return np.asarray(picture + rng.uniform(0, 0.6) * (surrounds - picture))
+
+
 def _mottled(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Light and dark of one random grain."""
-    grain = int(rng.integers(4, 24))
-    field = cv2.resize(rng.standard_normal((grain, grain)).astype(np.float32), picture.shape[1::-1],
-                       interpolation=cv2.INTER_CUBIC)  # fmt: skip
-    return np.asarray(picture * (1 + rng.uniform(0, 0.08) * field[..., None]))
+    """Light and dark of one random grain, and somewhat of each colour."""
+    grain = int(rng.integers(4, 28))
+    grains = rng.standard_normal((grain, grain, 1)) + rng.uniform(0, 0.6) * rng.standard_normal((grain, grain, 3))
+    field = cv2.resize(grains.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return np.asarray(picture * (1 + rng.uniform(0, 0.12) * field))
 
 
 def _hairy(picture: Picture, rng: np.random.Generator) -> Picture:
     """Bent dark strokes, more or less transparent."""
     side, drawn = picture.shape[0], np.ascontiguousarray(picture)
     along = np.linspace(0, 1, 12)
-    for _ in range(int(rng.integers(5, 50))):
+    for _ in range(int(rng.integers(5, 70))):
         angles = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.6) * along
-        steps = np.stack([np.cos(angles), np.sin(angles)], 1) * side * rng.uniform(0.01, 0.045)
+        steps = np.stack([np.cos(angles), np.sin(angles)], 1) * side * rng.uniform(0.01, 0.07)
         points = rng.uniform(-0.08, 1.08, 2) * side + np.cumsum(steps, 0)
         dark = rng.uniform(0.05, 0.45)
         cv2.polylines(drawn, [np.round(points * 8).astype(np.int32)], False, (dark, 0.9 * dark, 0.8 * dark),
@@ -88,5 +94,6 @@ def _grid(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 _CHANGES = (
-    (0.8, _relit), (0.5, _shaded), (0.3, _vignetted), (0.4, _blurred), (0.5, _mottled), (0.4, _hairy), (0.6, _noisy),
+    (0.8, _relit), (0.5, _shaded), (0.3, _vignetted), (0.4, _faded), (0.4, _blurred), (0.6, _mottled), (0.5, _hairy),
+    (0.6, _noisy),
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 It reads latents of the VAE it will be used with, and is fitted at the noise it will see: clean latents as a finished
 sample has them, and blurred ones as a clean estimate at a checkpoint is. Each phantom is shown in several pictures that
-other cameras and skins would have given (`fits/disturbed.py`). It never sees the generator or its masks.
+other cameras and skins would have given (`fits/disturbed.py`). It never sees the generator or its masks. Beside it lies
+an estimator of the true IoU (`fits/estimate.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from torch.nn import functional as F
 
 from factory import phantom
 from factory.fits.disturbed import disturbed
+from factory.fits.estimate import agreements, fit_estimator
 from factory.fits.joint import ENCODE_BATCH
 from factory.fits.objective import RowNoise
 from factory.fits.segmenter import turned
 from factory.models.encoder import ImageEncoder, load_image_encoder
+from factory.models.estimator import IouEstimator, save_estimator
 from factory.models.segmenter import LatentSegmenter, dice_bce_loss, load_latent_segmenter, save_segmenter
 from factory.recipe import GateFitSection
 
@@ -37,9 +40,8 @@ class GateExamples:
         for start in range(0, count, ENCODE_BATCH):
             indices = range(start, min(count, start + ENCODE_BATCH))
             pairs = [pair for index in indices for pair in _pairs(seed, index, size, views)]
-            images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1
             masks.append(np.stack([mask for _, mask in pairs]))
-            latents.append(encoder.encode(images).half())
+            latents.append(encoder.encode(_as_pixels(np.stack([image for image, _ in pairs]))).half())
         self.latents, self.masks = torch.cat(latents), np.concatenate(masks)
 
     def __len__(self) -> int:
@@ -55,7 +57,8 @@ class FitGate:
 
     def __init__(self, weights: Path, section: GateFitSection, size: int, seed: int = 23) -> None:
         encoder = load_image_encoder(weights, None, None)
-        self.section, self.factor, self.vae_digest = section, encoder.factor, encoder.vae_digest
+        self.section, self.size, self.encoder = section, size, encoder
+        self.factor, self.vae_digest = encoder.factor, encoder.vae_digest
         self.examples = GateExamples(encoder, seed, section.phantoms, size, section.views)
 
     def build(self) -> nn.Module:
@@ -75,9 +78,24 @@ class FitGate:
     def save(self, model: nn.Module, directory: Path) -> None:
         assert isinstance(model, LatentSegmenter)
         save_segmenter(model, directory, self.vae_digest)
+        if self.section.estimator_pairs:
+            save_estimator(self._estimator(model.eval()), directory)
+
+    def _estimator(self, model: nn.Module) -> IouEstimator:
+        @torch.inference_mode()
+        def find(pictures: np.ndarray) -> np.ndarray:
+            latents = self.encoder.encode(_as_pixels(pictures))
+            return np.asarray(model(latents).sigmoid()[:, 0].numpy())
+
+        return fit_estimator(*agreements(find, self.section.estimator_pairs, self.size), seed=self.section.seed)
 
     def load(self, directory: Path) -> nn.Module:
         return load_latent_segmenter(directory, self.vae_digest)
+
+
+def _as_pixels(pictures: np.ndarray) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _pairs(seed: int, index: int, size: int, views: int) -> list[tuple[np.ndarray, np.ndarray]]:

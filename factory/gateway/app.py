@@ -158,6 +158,7 @@ class Gateway:
             sentence = "The decision could not be recorded, so it is not given; try again later."
             raise Refusal(503, "no_audit", sentence) from None
         self.metrics.decisions.labels(judged.verdict, judged.reason or "").inc()
+        self.metrics.alarms.add(pair.facts["diagnosis"], judged.verdict)
         if judged.iou is not None:
             self.metrics.iou.observe(judged.iou)
 

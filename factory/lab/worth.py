@@ -99,6 +99,21 @@ def run_worth(
     accepted ones are. copies: real record ids that a synthetic row nearly copies, by sample id (see
     `lineage.nearest_real`). Raises ValueError if either side is empty.
     """
+    summary = measured_worth(store, real, synthetic, section, copies=copies, progress=progress)
+    store.replace(SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    return summary
+
+
+def measured_worth(
+    store: Store,
+    real: pa.Table,
+    synthetic: pa.Table,
+    section: WorthSection,
+    *,
+    copies: Mapping[str, Sequence[str]] | None = None,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """The experiment of `run_worth`, cells kept and the summary not."""
     data = _data(real, synthetic, section, copies or {})
     plans = {task.name: list(_cells(task, data, section)) for task in TASKS}
     total = sum(map(len, plans.values()))
@@ -107,9 +122,7 @@ def run_worth(
         results[cell.task.name].append(_run_cell(store, cell, data, section))
         done = sum(map(len, results.values()))
         progress(f"worth: cell {done} of {total}, {_sentence(results[cell.task.name][-1])}")
-    summary = _summary(results, data, section)
-    store.replace(SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
-    return summary
+    return _summary(results, data, section)
 
 
 # ------------------------------------------------------------------------------------------------------ rows

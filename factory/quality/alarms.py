@@ -3,6 +3,8 @@
     rejected_too_often   surely more than 40% of a cell's samples are rejected, and surely more than it was planned with
     extra_calls          a sample was paid more calls of the network than it was planned with
     scores_drift         overlaps of later samples are distributed otherwise than those of earlier ones
+    small_not_found      the gate accepts as it should, and still a network that was taught with the samples misses as
+                         many small lesions as without (of a worth experiment, where one was run)
 
 DiffAug rejects 35%, and states above 40% as the sign of a generator that draws past its masks. A bound that holds at
 one look does not hold at the best of many. The share of a cell is bounded for all looks at once, by the mixture
@@ -26,6 +28,8 @@ from factory import records
 
 COLUMNS = ("diagnosis", "skin_type", "outcome", "iou", "calls_run", "num_inference_steps")  # of samples
 CELL = ("diagnosis", "skin_type")
+KINDS = ("rejected_too_often", "extra_calls", "scores_drift", "small_not_found")
+Cell = tuple[Any, ...]
 LEVEL = 0.05  # of false alarms of a kind, over all looks and cells
 MOST_REJECTED = 0.4
 FIRST_LOOK = 256  # samples, of which the later half is compared with the earlier
@@ -43,12 +47,17 @@ class Alarm:
 
 
 def alarms(
-    samples: pa.Table, planned: Mapping[tuple[Any, ...], float] | None = None, cell: Sequence[str] = CELL
+    samples: pa.Table,
+    planned: Mapping[Cell, float] | None = None,
+    cell: Sequence[str] = CELL,
+    worth: Mapping[str, Any] | None = None,
 ) -> list[Alarm]:
     """Of samples in the order of their making, with COLUMNS. planned: the acceptance that a cell was planned with,
     where it is known; a rare cell that was planned at 70% rejection is no alarm at 70%. cell: the columns that name
-    one."""
-    return [*_rejected(samples, cell, planned or {}), *_extra_calls(samples), *_drift(samples)]
+    one. worth: what `lab/worth.py` found of them."""
+    rejected = rejected_too_often(_by_cell(samples, cell), planned)
+    small = [] if rejected else _small_not_found(worth or {})
+    return [*rejected, *_extra_calls(samples), *_drift(samples), *small]
 
 
 def surely_above(successes: int, trials: int, level: float = LEVEL) -> float:
@@ -68,19 +77,39 @@ def surely_above(successes: int, trials: int, level: float = LEVEL) -> float:
     return float(optimize.brentq(surplus, 1e-12, top)) if surplus(1e-12) > 0 else 0.0
 
 
-def _rejected(samples: pa.Table, names: Sequence[str], planned: Mapping[tuple[Any, ...], float]) -> list[Alarm]:
+def rejected_too_often(
+    counts: Mapping[Cell, tuple[int, int]], planned: Mapping[Cell, float] | None = None
+) -> list[Alarm]:
+    """counts: rejected and judged samples of each cell."""
+    found = []
+    for cell, (rejected, trials) in sorted(counts.items(), key=lambda item: [str(word) for word in item[0]]):
+        allowed = max(MOST_REJECTED, 1 - (planned or {}).get(cell, 1.0))
+        least = surely_above(rejected, trials, LEVEL / len(counts))
+        if least > allowed:
+            text = f"{rejected} of {trials} rejected, surely above {least:.1%}, where {allowed:.0%} is expected at most"
+            found.append(Alarm("rejected_too_often", " ".join(map(str, cell)), text, least))
+    return found
+
+
+def _by_cell(samples: pa.Table, names: Sequence[str]) -> dict[Cell, tuple[int, int]]:
     judged = samples.filter(pc.not_equal(samples["outcome"], records.FAILED))
     judged = judged.append_column("bad", pc.cast(pc.equal(judged["outcome"], records.REJECTED), pa.int64()))
     cells = judged.group_by(list(names)).aggregate([("bad", "sum"), ("bad", "count")]).to_pylist()
-    found = []
-    for row in sorted(cells, key=lambda row: [str(row[name]) for name in names]):
-        key, rejected, trials = tuple(row[name] for name in names), row["bad_sum"], row["bad_count"]
-        allowed = max(MOST_REJECTED, 1 - planned.get(key, 1.0))
-        least = surely_above(rejected, trials, LEVEL / len(cells))
-        if least > allowed:
-            text = f"{rejected} of {trials} rejected, surely above {least:.1%}, where {allowed:.0%} is expected at most"
-            found.append(Alarm("rejected_too_often", " ".join(map(str, key)), text, least))
-    return found
+    return {tuple(row[name] for name in names): (row["bad_sum"], row["bad_count"]) for row in cells}
+
+
+def _small_not_found(worth: Mapping[str, Any]) -> list[Alarm]:
+    """Of the paired difference to real images that were shown as often."""
+    pairs = ((worth.get("tasks") or {}).get("segment") or {}).get("differences") or {}
+    found = (pairs.get("real_synthetic - real_repeated") or {}).get("false_negative_rate_small") or {}
+    mean, high = found.get("mean"), found.get("high")
+    if mean is None or (high is not None and high < 0):
+        return []
+    span = "" if high is None else f" ({found['low']:.3f} to {high:.3f})"
+    text = (
+        f"small lesions missed with the samples less without: {mean:.3f}{span}, which is no gain; look at their masks"
+    )
+    return [Alarm("small_not_found", "all", text, float(mean))]
 
 
 def _extra_calls(samples: pa.Table) -> list[Alarm]:

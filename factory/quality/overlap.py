@@ -27,6 +27,27 @@ def dice(a: Mask, b: Mask) -> Any:
     return _scalar(np.where(total == 0, 1.0, 2 * both / np.maximum(total, 1)))
 
 
+def agreement(chance: NDArray[np.float32], masks: Mask) -> Scores:
+    """How masks (N, H, W) agree with lesions that were found with a probability of `chance` (N, H, W) at each pixel:
+    (N, 5), from 0 to 1 each. Their IoU with what is likelier than not; the IoU that is to be expected by the chances,
+    and that of what is likelier than not itself, which says how sure it is; which share of a mask was found; and which
+    share of what was found it covers."""
+    found = chance > 0.5
+    _same_shape(masks, found)
+    both = _area(masks & found)
+    return np.stack([
+        np.asarray(iou(masks, found)), _soft_iou(chance, masks), _soft_iou(chance, found),
+        both / np.maximum(_area(masks), 1), both / np.maximum(_area(found), 1),
+    ], axis=-1)  # fmt: skip
+
+
+def _soft_iou(chance: NDArray[np.float32], masks: Mask) -> Scores:
+    """The expected intersection over the expected union, if pixels were independent."""
+    both = np.sum(chance, axis=(-2, -1), where=masks, dtype=np.float64)
+    either = chance.sum(axis=(-2, -1), dtype=np.float64) + _area(masks) - both
+    return np.asarray(both / np.maximum(either, 1e-9))
+
+
 def hausdorff95(a: Mask, b: Mask) -> float:
     """The 95th percentile of the distances between two boundaries, both ways, in pixels, for (H, W).
 

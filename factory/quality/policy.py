@@ -3,7 +3,7 @@
     non_finite          a score is NaN or infinite
     empty_mask          score_area < min_area
     full_mask           score_area > max_area
-    low_iou             the overlap is below the threshold of that lesion's size
+    low_iou             the IoU (`gate.calibrated` says which) is below the threshold of that lesion's size
     implausible_shape   score_solidity < min_solidity (not asked of an early estimate)
 
 A rule whose score was not computed is skipped. The IoU threshold is that of the lesion's stratum in `theta_by_area`, if

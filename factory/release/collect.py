@@ -2,10 +2,10 @@
 
 What the lab measured lies in RUN/lab as JSON, as its functions return it: `worth.json` (`lab.worth.run_worth`),
 `near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` (`lab.planted`), `caption_accuracy.json`
-(`lab.truth`),
-`caption_comparison.json` (`lab.captions.compare`), `caption_review.json` (`lab.reviews.summarize`), `scaling.json`
-(`runtime.scaling.measure`), `dermae_table.json` (`lab.dermae.run_table`) and `gated/*.json`, what clients of the gate
-over HTTP found (`examples/gate_client.py --out RUN/lab/gated/NAME.json`).
+(`lab.truth`), `caption_comparison.json` (`lab.captions.compare`), `caption_review.json` (`lab.reviews.summarize`),
+`scaling.json` (`runtime.scaling.measure`), `dermae_table.json` (`lab.dermae.run_table`), `theta_sweep.json` and
+`prompt_banks.json` (`lab.sweeps`) and `gated/*.json`, what clients of the gate over HTTP found
+(`examples/gate_client.py --out RUN/lab/gated/NAME.json`).
 What is absent is None, and the report says which command makes it.
 """
 
@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "near_copies": "evaluate near_copies", "caption_review": "evaluate captions --reviews FILE_OR_FOLDER",
 }  # fmt: skip
 
+SWEEPS = ("lab/theta_sweep.json", "lab/prompt_banks.json")
 NUM_ACCEPTED, NUM_REJECTED, NUM_REAL_EACH = 48, 16, 5
 _MAX_PARTS = 16  # pictures come from so many parts at most, so that a report on a million samples reads 1 GB, not 100
 
@@ -90,7 +91,7 @@ class ReportInputs:
     is counted on the corpus.
     shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
     worth, gate, caption_accuracy, near_copies, caption_attributes, caption_comparison, caption_review, scaling,
-    dermae: what the lab returned, or None.
+    dermae: what the lab returned, or None; sweeps: of theta and of prompt banks, those that were run.
     """
 
     facts: RunFacts
@@ -113,6 +114,7 @@ class ReportInputs:
     scaling: dict[str, Any] | None = None
     dermae: dict[str, Any] | None = None
     gated: list[Gated] = field(default_factory=list)
+    sweeps: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def phantom(self) -> bool:
@@ -149,6 +151,7 @@ def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = 
         scaling=read_json(store, "lab/scaling.json"),
         dermae=read_json(store, "lab/dermae_table.json"),
         gated=gated(store),
+        sweeps=[found for path in SWEEPS if (found := read_json(store, path))],
     )
 
 

@@ -86,7 +86,7 @@ def _view(inputs: ReportInputs) -> dict[str, Any]:
         "near_copies": measured.near_copies_of(inputs.near_copies),
         "fits": [_fit(fit) for fit in inputs.fits], "verdict": inputs.verdict, "terms": TERMS,
         "commands": {name: f"factory {verb} --run {run}" for name, verb in COMMANDS.items()},
-        "alarms": alarms(inputs.samples) if inputs.samples is not None else [],
+        "alarms": alarms(inputs.samples, worth=inputs.worth) if inputs.samples is not None else [],
         "recipe_lines": _recipe_lines(inputs.facts.recipe), "metrics": measured.METRICS,
     }  # fmt: skip
 

@@ -37,7 +37,7 @@ _NO_IDENTITY = {
     "overgenerate", "acceptance", "acceptance_from", "min_acceptance", "max_rounds", "max_samples", "images_per_s",
     "price_per_gpu_hour", "false_negative_rates",
 }  # fmt: skip
-_WHERE_USED = {"cells", "max_ratio", "sites", "lesion_sizes"}
+_WHERE_USED = {"cells", "max_ratio", "sites", "lesion_sizes", "banks"}
 _CORPUS = ["diagnosis", "split", "outcome", "skin_type", "skin_type_scale", "ita", "site"]
 
 
@@ -222,7 +222,7 @@ def looks_in(run: Run, section: PlanSection) -> tuple[dict[str, list[planning.Lo
         for row in part.to_pylist()
         if row["outcome"] == records.ACCEPTED and row["asymmetry"] is not None and row["record_id"] in of
     ]
-    return planning.looks_of(known, section.bank), {"captions": captions.origin()}
+    return planning.looks_of(known, section.banks or [section.bank]), {"captions": captions.origin()}
 
 
 def _fingerprint(recipe: Recipe, parents: Mapping[str, str], found: Targets) -> dict[str, str]:

@@ -131,6 +131,7 @@ class GateFitSection(FitSection):
     learning_rate: Positive = 1e-3
     phantoms: Count = 4096
     views: Count = 2  # pictures of each, as other cameras and skins would give; 1: the phantom as it is
+    estimator_pairs: Natural = 2400  # that the estimate of the true IoU is fitted on; 0: none is fitted
 
 
 class MaeSection(FitSection):

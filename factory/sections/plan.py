@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from factory import taxonomy
 from factory.sections.base import Count, Natural, Positive, Section, Share, refuse
+
+Bank = Literal["minimal", "standard", "extended"]
 
 
 class PlanSection(Section):
@@ -26,7 +29,8 @@ class PlanSection(Section):
     skin_types: list[str] = list(taxonomy.SKIN_TYPES)
     sites: list[str] = []  # also a quota each; a prompt of the extended bank names them
     lesion_sizes: list[str] = []  # small, medium-sized, large; likewise
-    bank: Literal["minimal", "standard", "extended"] = "standard"  # how much a prompt says (factory/prompt_banks)
+    bank: Bank = "standard"  # how much a prompt says (factory/prompt_banks)
+    banks: list[Bank] = []  # a quota each, to compare them; empty: the one above
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 128
     guidance: Annotated[float, Field(ge=1.0, le=30.0)] = 2.0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 20
@@ -67,7 +71,7 @@ class PlanSection(Section):
                 least = " and at least one" if needed else ""
                 problems.append(f"{field} must name each word once{least}, got {words}")
             problems += [problem for word in words for problem in _unknown(word, vocabulary, field)]
-        cells = len(self.diagnoses) * len(self.skin_types) * max(1, len(self.sites)) * max(1, len(self.lesion_sizes))
+        cells = math.prod(map(len, self.axes().values()))
         if self.count < cells and self.balance == "equal":
             problems.append(f"count must give every cell at least one sample: {cells} cells, got count {self.count}")
         refuse(problems + self._unaskable() + self._wrong_targets())
@@ -77,20 +81,31 @@ class PlanSection(Section):
         """What a cell is made of: the plan's columns, and the words of each."""
         named = {"diagnosis": self.diagnoses, "skin_type": self.skin_types}
         return named | {
-            axis: words for axis, words in (("site", self.sites), ("lesion_size", self.lesion_sizes)) if words
+            axis: [*words]
+            for axis, words in (("site", self.sites), ("lesion_size", self.lesion_sizes), ("bank", self.banks))
+            if words
         }
 
     def _unaskable(self) -> list[str]:
         """Sites and sizes that the generator cannot be asked for."""
         problems = []
         for field, words in (("sites", self.sites), ("lesion_sizes", self.lesion_sizes)):
-            if words and (self.bank != "extended" or self.generator == "class_conditional"):
+            banks = [*self.banks] or [self.bank]
+            if words and ({*banks} != {"extended"} or self.generator == "class_conditional"):
                 problems.append(
                     f"{field} needs bank extended and a generator by text, which alone can be asked for it, got bank "
-                    f"{self.bank} and generator {self.generator}"
+                    f"{', '.join(banks)} and generator {self.generator}"
                 )
         if self.lesion_sizes and self.generator == "inpaint":
             problems.append("lesion_sizes must be empty for generator inpaint, whose planned mask is the lesion's size")
+        if len({*self.banks}) != len(self.banks):
+            problems.append(f"banks must name each bank once, got {self.banks}")
+        if self.banks and self.generator == "class_conditional":
+            problems.append(
+                f"banks must be empty for generator class_conditional, which reads no text, got {self.banks}"
+            )
+        if self.banks and self.balance in ("square_root", "prevalence"):
+            problems.append(f"banks must be empty for balance {self.balance}: a corpus has no image of a bank")
         return problems
 
     def _wrong_targets(self) -> list[str]:
@@ -114,9 +129,12 @@ class PlanSection(Section):
             return [f"cells must be named {'/'.join(axes)}, got {cell!r}"]
         known = {
             "diagnosis": taxonomy.DIAGNOSES, "skin_type": taxonomy.SKIN_TYPES, "site": taxonomy.SITES,
-            "lesion_size": taxonomy.LESION_SIZES,
+            "lesion_size": taxonomy.LESION_SIZES, "bank": get_args(Bank),
         }  # fmt: skip
-        lists = {"diagnosis": "diagnoses", "skin_type": "skin_types", "site": "sites", "lesion_size": "lesion_sizes"}
+        lists = {
+            "diagnosis": "diagnoses", "skin_type": "skin_types", "site": "sites", "lesion_size": "lesion_sizes",
+            "bank": "banks",
+        }  # fmt: skip
         problems = []
         for word, (axis, listed) in zip(words, axes.items(), strict=True):
             if wrong := _unknown(word, known[axis], f"the {axis} of cells {cell!r}"):

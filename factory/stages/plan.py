@@ -49,10 +49,10 @@ def unit_rows(section: PlanSection, count: int | None = None) -> int:
     return int(np.clip(min(held, rows // MIN_UNITS), MIN_UNIT_ROWS, MAX_UNIT_ROWS))
 
 
-def looks_of(captions: Sequence[Mapping[str, Any]], bank: str = "standard") -> dict[str, list[Look]]:
+def looks_of(captions: Sequence[Mapping[str, Any]], banks: Sequence[str] = ("standard",)) -> dict[str, list[Look]]:
     """The looks that each diagnosis has in a corpus, from caption rows with their `diagnosis`, and for the extended
     bank with what else their corpus rows say."""
-    whole = bank == "extended"
+    whole = "extended" in banks
     looks: dict[str, list[Look]] = {}
     for row in captions:
         measured = Attributes(row["asymmetry"], row["border_irregularity"], tuple(row["colors"]))
@@ -216,7 +216,7 @@ class _Prompts:
         if self.section.generator == "class_conditional":
             return diagnosis
         asked = {field: named[axis] for axis, field in (("site", "site"), ("lesion_size", "size")) if axis in named}
-        bank, around = self.section.bank, look.surroundings if look else Surroundings()
+        bank, around = named.get("bank", self.section.bank), look.surroundings if look else Surroundings()
         around = replace(around, site=asked.get("site", around.site), size=asked.get("size", around.size))
         if look is None:
             return prompt_for(diagnosis, skin_type, bank=bank, surroundings=around)

@@ -179,6 +179,8 @@ def cell_counts(corpus: pa.Table, section: PlanSection) -> tuple[dict[Cell, int]
         columns["site"] = train["site"]
     if "lesion_size" in axes:
         columns["lesion_size"] = _lesion_sizes(train)
+    if "bank" in axes:  # of a prompt, not of an image
+        columns["bank"] = pa.nulls(len(train), pa.string())
     counts, unknown = dict.fromkeys(cells_of(section), 0), dict.fromkeys(section.diagnoses, 0)
     for cell, count in counted(pa.table(columns), [*axes]).items():
         if cell in counts:

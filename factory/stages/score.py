@@ -6,15 +6,17 @@ never sees the mask it is compared with. No Ray here: `runtime/serve.py` puts th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from factory.models.estimator import load_estimator
 from factory.models.sampler import Stage, Verdict, rows_at_once
 from factory.models.segmenter import load_latent_segmenter
-from factory.quality.overlap import iou
+from factory.quality.overlap import agreement
 from factory.quality.policy import decide, shape_scores
 from factory.recipe import GateSection
 
@@ -34,6 +36,7 @@ class ScoreSamples:
     ) -> None:
         torch.set_num_threads(num_threads)
         self.segmenter = load_latent_segmenter(weights, vae_digest).eval()
+        self.estimator = load_estimator(weights)
         self.section, self.batch = section, batch
 
     def __call__(
@@ -49,13 +52,22 @@ class ScoreSamples:
         self, image_latents: np.ndarray, probability: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
     ) -> list[dict[str, Any]]:
         """As `__call__`, of what `segment` found, (N, H, W) float32."""
-        found = probability > 0.5
-        overlaps = [None] * len(found) if masks is None else [float(overlap) for overlap in iou(masks, found)]
-        masks = found if masks is None else masks
+        overlaps: list[tuple[float, float] | None] = [None] * len(probability)
+        if masks is not None:
+            overlaps = [*self._overlaps(probability, masks)]
+        masks = probability > 0.5 if masks is None else masks
         return [
             self._judge(latents, mask, chance, overlap, stage)
             for latents, mask, chance, overlap in zip(image_latents, masks, probability, overlaps, strict=True)
         ]
+
+    def _overlaps(self, probability: np.ndarray, masks: np.ndarray) -> Iterator[tuple[float, float]]:
+        """Of each mask the overlap with what was found, and the IoU that it is judged by."""
+        agreements = agreement(probability, masks)
+        measured = agreements[:, 0]
+        calibrated = self.section.calibrated and self.estimator is not None
+        judged = self.estimator.expected(agreements) if calibrated and self.estimator else measured
+        return zip(measured.tolist(), judged.tolist(), strict=True)
 
     @torch.inference_mode()
     def segment(self, image_latents: np.ndarray) -> np.ndarray:
@@ -71,12 +83,15 @@ class ScoreSamples:
         return np.concatenate(parts)
 
     def _judge(
-        self, latents: np.ndarray, mask: np.ndarray, chance: np.ndarray, overlap: float | None, stage: Stage
-    ) -> dict[str, Any]:
+        self, latents: np.ndarray, mask: np.ndarray, chance: np.ndarray, overlap: tuple[float, float] | None,
+        stage: Stage,
+    ) -> dict[str, Any]:  # fmt: skip
+        measured, judged = (None, None) if overlap is None else overlap
         if not np.isfinite(latents).all():
-            overlap = float("nan")
-        name = "iou" if stage == "final" else "score_latent_iou"  # an early estimate's overlap is not the sample's
-        scores: dict[str, Any] = {name: overlap, "score_confidence": float(np.abs(chance * 2 - 1).mean())}
+            judged = float("nan")
+        scores: dict[str, Any] = {"score_confidence": float(np.abs(chance * 2 - 1).mean())}
+        # An early estimate's overlap is not the sample's.
+        scores |= {"iou": judged, "score_overlap": measured} if stage == "final" else {"score_latent_iou": judged}
         scores |= shape_scores(mask)
         outcome, reason = decide(scores, self.section, stage)
         return {"outcome": outcome, "reason": reason, "scores": scores}

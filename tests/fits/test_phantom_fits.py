@@ -15,6 +15,7 @@ from factory.fits.loop import train
 from factory.fits.objective import RowNoise
 from factory.fits.segmenter import FitSegmenter, PhantomPairs, turned
 from factory.fits.vae import FitVae, PhantomCrops
+from factory.models.estimator import load_estimator
 from factory.models.joint import JointDenoiser, build_starter
 from factory.recipe import FitSection, GateFitSection
 
@@ -91,11 +92,16 @@ def test_the_mask_head_reads_masks_from_their_latents(examples: LatentExamples, 
 
 def test_the_gate_is_fitted_on_latents_of_its_generators_vae(tmp_path: Path):
     tiny().save(tmp_path / "weights")
-    section = GateFitSection(steps=4, batch_size=4, phantoms=6, warmup_steps=1)
+    section = GateFitSection(steps=4, batch_size=4, phantoms=6, warmup_steps=1, estimator_pairs=20)
     objective = FitGate(tmp_path / "weights", section, 32)
     model = train(objective, section, tmp_path / "fit")
     objective.save(model, tmp_path / "gate")
     objective.load(tmp_path / "gate")
+    estimator = load_estimator(tmp_path / "gate")
+    assert estimator is not None and 0 < estimator.expected(np.full((1, 5), 0.5))[0] < 1
+    none = FitGate(tmp_path / "weights", section.model_copy(update={"estimator_pairs": 0}), 32)
+    none.save(model, tmp_path / "without")
+    assert load_estimator(tmp_path / "without") is None
     objective.vae_digest = "another"
     with pytest.raises(ValueError, match="another"):
         objective.load(tmp_path / "gate")

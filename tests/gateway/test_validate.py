@@ -163,6 +163,19 @@ def test_metrics_count_requests_decisions_and_time(make_gateway: Callable[..., G
     assert "factory_gate_queue_depth 0.0" in text and 'factory_gate_call_size_bucket{le="1.0"} 1.0' in text
 
 
+def test_a_diagnosis_that_is_rejected_too_often_is_a_metric(make_gateway: Callable[..., Gateway]) -> None:
+    gateway = make_gateway()
+    for _ in range(20):
+        gateway.metrics.alarms.add("melanoma", "rejected")
+        gateway.metrics.alarms.add(None, "accepted")
+    with TestClient(gateway.app()) as client:
+        post(client, *lesion(), diagnosis="nevus")
+        text = client.get("/metrics").text
+    assert 'factory_gate_rejected_too_often{diagnosis="melanoma"} 1.0' in text
+    assert 'factory_gate_rejected_too_often{diagnosis=""} 0.0' in text
+    assert 'factory_gate_rejected_too_often{diagnosis="nevus"} 0.0' in text
+
+
 def test_health_is_the_process_and_readiness_the_gate(make_gateway: Callable[..., Gateway], gate: ImageGate) -> None:
     gateway = make_gateway()
     with TestClient(gateway.app()) as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from factory.quality.overlap import boundary_f1, dice, hausdorff95, iou
+from factory.quality.overlap import agreement, boundary_f1, dice, hausdorff95, iou
 
 
 def square(left: int, size: int = 10, side: int = 40) -> np.ndarray:
@@ -48,3 +48,21 @@ def test_shapes_and_types_must_match() -> None:
         iou(square(5), square(5, side=41))
     with pytest.raises(ValueError, match="must be bool"):
         dice(square(5).astype(np.uint8), square(5).astype(np.uint8))
+
+
+def test_agreement_with_a_sure_finding_is_plain_iou_and_the_two_shares() -> None:
+    found, shown = square(5), square(8)
+    rows = agreement(np.stack([found, found]).astype(np.float32), np.stack([shown, found]))
+    assert rows[1] == pytest.approx([1, 1, 1, 1, 1]) and rows.shape == (2, 5)
+    share = float((found & shown).sum() / found.sum())
+    assert rows[0] == pytest.approx([iou(found, shown), iou(found, shown), 1, share, share])
+
+
+def test_an_unsure_finding_has_the_same_iou_and_says_that_it_is_unsure() -> None:
+    found = square(5)
+    (row,) = agreement(np.where(found, 0.6, 0.1).astype(np.float32)[None], found[None])
+    inside, outside = 0.6 * found.sum(), 0.1 * (~found).sum()
+    soft = inside / (found.sum() + outside)
+    assert row == pytest.approx([1, soft, soft, 1, 1])
+    (nothing,) = agreement(np.zeros((1, 40, 40), np.float32), found[None])
+    assert nothing == pytest.approx([0, 0, 0, 0, 0])

@@ -276,6 +276,23 @@ def test_what_scaling_measured_is_told_and_a_run_without_it_has_no_such_section(
     assert "Some samples are missing or there twice." in broken.words
 
 
+def test_sweeps_are_tables_and_a_run_without_them_has_no_such_section(run: TinyRun) -> None:
+    inputs = collect(run.path)
+    assert "Sweeps" not in Page(build_report(inputs)).text
+    share = {"value": 0.625, "low": 0.3, "high": 0.86, "successes": 5, "trials": 8}
+    mean = {"mean": 0.731, "low": 0.7, "high": 0.76}
+    arms = {arm: {"dice": mean, "false_negative_rate": mean, "false_negative_rate_small": mean}
+            for arm in ("real_synthetic", "real_repeated")}  # fmt: skip
+    row = {"name": "0.7", "accepted": share, "by_diagnosis": {"seborrheic_keratosis": share},
+           "by_size": {"small": share}}  # fmt: skip
+    taught = row | {"tasks": {"classify": {"not_run": "one class alone"}, "segment": {"arms": arms}}}
+    theta = {"varied": "theta", "rows": [taught, row | {"name": "0.9"}], "how": "As DiffAug did."}
+    page = Page(build_report(replace(inputs, sweeps=[theta, theta | {"varied": "bank"}])))
+    assert "filtered at each" in page.words and "samples of each, under the same gate" in page.words
+    assert "62.5%" in page.text and "5 of 8" in page.words and "seborrheic keratosis" in page.words
+    assert "0.731" in page.text and "one class alone" in page.words and "As DiffAug did." in page.words
+
+
 def test_what_clients_of_the_gate_were_answered_is_drawn_and_a_run_without_it_has_no_such_section(
     run: TinyRun, tmp_path: Path
 ) -> None:

@@ -96,6 +96,10 @@ def test_status_raises_an_alarm_for_a_cell_that_is_rejected_too_often_while_it_i
         "ALARM      rejected_too_often, melanoma I", "ALARM      rejected_too_often, melanoma V",
     ]  # fmt: skip
     assert "20 of 20 rejected, surely above" in told[0]
+    text = line.metrics_of(run)
+    assert f'factory_run_alarms{{kind="rejected_too_often",run="{run.uri}"}} 2.0' in text
+    assert f'factory_run_alarms{{kind="scores_drift",run="{run.uri}"}} 0.0' in text
+    assert f'factory_run_samples{{outcome="rejected",run="{run.uri}"}} 40.0' in text
 
 
 def test_a_cell_that_is_never_accepted_is_named_and_not_planned_for_ever(tmp_path: Path) -> None:

@@ -93,3 +93,19 @@ def test_an_unknown_diagnosis_is_refused_with_the_nearest_word():
             count=1, diagnosis="melanma", skin_type=None, asymmetry=None, border=None, colors=None,
             section=PlanSection(), seed=0,
         )  # fmt: skip
+
+
+def test_prompt_banks_are_quotas_of_their_own_and_each_words_its_rows():
+    looks = {"nevus": [Look("high", "low", ("red",))]}
+    section = PlanSection(count=24, diagnoses=["nevus"], skin_types=["I", "V"], banks=["minimal", "standard"])
+    found = list(plan_rows(section, "f", looks))
+    assert Counter((row["skin_type"], row["bank"]) for row in found) == {
+        (skin, bank): 6 for skin in ("I", "V") for bank in ("minimal", "standard")
+    }
+    for row in found:
+        assert ("asymmetry" in row["prompt"]) == (row["bank"] == "standard")
+    assert {row["bank"] for row in plan_rows(section.model_copy(update={"banks": []}), "f", looks)} == {None}
+    with pytest.raises(ValueError, match="banks must be empty for balance prevalence"):
+        PlanSection(banks=["minimal"], balance="prevalence")
+    with pytest.raises(ValueError, match="sites needs bank extended .* got bank minimal, extended"):
+        PlanSection(banks=["minimal", "extended"], sites=["hand"])

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from factory.models.estimator import IouEstimator, save_estimator
 from factory.models.segmenter import LatentSegmenter, save_segmenter
+from factory.quality.overlap import agreement
 from factory.recipe import GateSection
 from factory.stages.score import ScoreSamples
 
@@ -41,3 +43,29 @@ def test_padding_never_costs_more_than_one_sample_at_the_starters_size(
     hook.remove()
     assert sum(seen) == rows and len(set(seen)) == 1
     assert (rows - samples) * side**2 < 32 * 32
+
+
+def test_it_judges_by_the_expected_iou_where_that_was_fitted_and_by_the_overlap_where_it_is_asked_to(
+    score: ScoreSamples, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    latents, masks = rng.standard_normal((3, 4, 16, 16)).astype(np.float32), rng.random((3, 32, 32)) < 0.5
+    plain = score(latents, masks)
+    assert [row["scores"]["iou"] for row in plain] == [row["scores"]["score_overlap"] for row in plain]
+    save_segmenter(score.segmenter, tmp_path, VAE)
+    torch.manual_seed(1)
+    save_estimator(IouEstimator(), tmp_path)
+    asked = GateSection(min_area=0, max_area=1, min_solidity=0, min_iou=0.45, shift_tolerance=0)
+    fitted = ScoreSamples(tmp_path, VAE, asked)
+    found = fitted(latents, masks)
+    wanted = fitted.estimator.expected(agreement(fitted.segment(latents), masks))
+    assert np.array_equal([row["scores"]["iou"] for row in found], wanted)
+    assert [row["scores"]["score_overlap"] for row in found] == [row["scores"]["score_overlap"] for row in plain]
+    assert [row["outcome"] == "accepted" for row in found] == [expected >= 0.45 for expected in wanted]
+    early = fitted(latents, masks, "checkpoint")
+    assert np.array_equal([row["scores"]["score_latent_iou"] for row in early], wanted)
+    assert not {"iou", "score_overlap"} & set(early[0]["scores"])
+    fitted.section = asked.model_copy(update={"calibrated": False})
+    assert [row["scores"]["iou"] for row in fitted(latents, masks)] == [row["scores"]["iou"] for row in plain]
+    nothing = fitted(latents, None)[0]["scores"]
+    assert nothing["iou"] is None and nothing["score_overlap"] is None

@@ -123,7 +123,9 @@ def adapted(base: Path) -> Any:
 def test_a_gate_is_fitted_on_its_vae_and_samples_are_drawn_with_an_adapter_of_either_format(
     base: Path, tmp_path: Path
 ) -> None:
-    fit = FitGate(base, GateFitSection(steps=2, batch_size=4, phantoms=6, views=1, warmup_steps=1), 32)
+    fit = FitGate(
+        base, GateFitSection(steps=2, batch_size=4, phantoms=6, views=1, warmup_steps=1, estimator_pairs=0), 32
+    )
     assert fit.examples.latents.shape == (6, 4, 16, 16)
     fit.save(train(fit, fit.section, tmp_path / "fit"), tmp_path / "gate")
     model = adapted(base)

@@ -107,7 +107,7 @@ def _small_not_found(worth: Mapping[str, Any]) -> list[Alarm]:
         return []
     span = "" if high is None else f" ({found['low']:.3f} to {high:.3f})"
     text = (
-        f"small lesions missed with the samples less without: {mean:.3f}{span}, which is no gain; look at their masks"
+        f"small lesions missed with the samples less without: {mean:.3f}{span}, no gain; look at their masks"
     )
     return [Alarm("small_not_found", "all", text, float(mean))]
 

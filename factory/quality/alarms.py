@@ -106,9 +106,7 @@ def _small_not_found(worth: Mapping[str, Any]) -> list[Alarm]:
     if mean is None or (high is not None and high < 0):
         return []
     span = "" if high is None else f" ({found['low']:.3f} to {high:.3f})"
-    text = (
-        f"small lesions missed with the samples less without: {mean:.3f}{span}, no gain; look at their masks"
-    )
+    text = f"small lesions missed with the samples less without: {mean:.3f}{span}, no gain; look at their masks"
     return [Alarm("small_not_found", "all", text, float(mean))]
 
 

@@ -52,7 +52,11 @@ class GateSection(Section):
     min_iou: Share = 0.7  # DiffAug's theta
     calibrated: bool = True  # the IoU is that to be expected with the truth, where the weights have an estimator of it;
     # false, or without one: the overlap with what the segmenter finds, as DiffAug has it
+    max_hausdorff_px: Positive | None = None  # of the mask's boundary from the found one's, 95th percentile; null: any
     min_solidity: Share = 0.6
+    max_holes: Share = 1.0  # of what a mask encloses
+    max_shape_distance: Positive | None = None  # Mahalanobis, from the phantoms' shapes; null: any
+    min_background_psnr: Positive | None = None  # dB, outside the mask of what is drawn into an image; null: any
     shift_tolerance: Share = (
         0.015  # of the side: a shift that is forgiven, so tiny lesions need less IoU; 0 forgives none
     )

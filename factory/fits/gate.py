@@ -2,8 +2,8 @@
 
 It reads latents of the VAE it will be used with, and is fitted at the noise it will see: clean latents as a finished
 sample has them, and blurred ones as a clean estimate at a checkpoint is. Each phantom is shown in several pictures that
-other cameras and skins would have given (`fits/disturbed.py`). It never sees the generator or its masks. Beside it lies
-an estimator of the true IoU (`fits/estimate.py`).
+other cameras and skins would have given (`fits/disturbed.py`). It never sees the generator or its masks. Beside it lie
+an estimator of the true IoU (`fits/estimate.py`) and the shapes that phantoms have (`quality/shape_prior.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from factory.fits.segmenter import turned
 from factory.models.encoder import ImageEncoder, load_image_encoder
 from factory.models.estimator import IouEstimator, save_estimator
 from factory.models.segmenter import LatentSegmenter, dice_bce_loss, load_latent_segmenter, save_segmenter
+from factory.quality.shape_prior import FILE as SHAPES_FILE
+from factory.quality.shape_prior import ShapePrior
 from factory.recipe import GateFitSection
 
 NOISE = 0.35  # of unit-variance latents, at most
@@ -78,6 +80,8 @@ class FitGate:
     def save(self, model: nn.Module, directory: Path) -> None:
         assert isinstance(model, LatentSegmenter)
         save_segmenter(model, directory, self.vae_digest)
+        shapes = ShapePrior.fit(self.examples.masks, [None] * len(self.examples))  # type: ignore[arg-type]
+        shapes.save(directory / SHAPES_FILE)
         if self.section.estimator_pairs:
             save_estimator(self._estimator(model.eval()), directory)
 

@@ -4,9 +4,12 @@
     empty_mask          score_area < min_area
     full_mask           score_area > max_area
     low_iou             the IoU (`gate.calibrated` says which) is below the threshold of that lesion's size
-    implausible_shape   score_solidity < min_solidity (not asked of an early estimate)
+    far_boundary        score_hausdorff_px > max_hausdorff_px
+    implausible_shape   score_solidity < min_solidity, score_holes > max_holes or score_shape > max_shape_distance
+    changed_background  score_background_psnr < min_background_psnr
 
-A rule whose score was not computed is skipped. The IoU threshold is that of the lesion's stratum in `theta_by_area`, if
+A rule whose score was not computed or whose bound is null is skipped, and of an early estimate the last three are not
+asked. The IoU threshold is that of the lesion's stratum in `theta_by_area`, if
 it was fitted; else `min_iou`, or what a disk of the lesion's area keeps when it is shifted by `shift_tolerance` of the
 image's side, if that is less: a fixed threshold on a coarse raster rejects small lesions by geometry alone.
 """
@@ -14,7 +17,7 @@ image's side, if that is less: a fixed threshold on a coarse raster rejects smal
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import cv2
@@ -25,7 +28,9 @@ from factory.recipe import GateSection
 from factory.records import ACCEPTED, REJECTED
 
 Stage = Literal["final", "checkpoint"]
-REASONS: tuple[str, ...] = ("non_finite", "empty_mask", "full_mask", "low_iou", "implausible_shape")
+REASONS: tuple[str, ...] = (
+    "non_finite", "empty_mask", "full_mask", "low_iou", "far_boundary", "implausible_shape", "changed_background",
+)  # fmt: skip
 
 
 def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stage = "final") -> tuple[str, str | None]:
@@ -33,7 +38,7 @@ def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stag
 
     `scores` holds `iou` and the columns of `records.SCORES`; missing and None are the same. At a checkpoint the
     overlap is `score_latent_iou` and may be `checkpoint_slack` below the threshold (above it, where that is negative),
-    the area may be `checkpoint_area_slack` below the least one, and solidity is not judged.
+    the area may be `checkpoint_area_slack` below the least one, and boundary and shape are not judged.
     """
     known = {name: value for name, value in scores.items() if value is not None}
     if not all(math.isfinite(value) for value in known.values()):
@@ -48,9 +53,22 @@ def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stag
     slack = section.checkpoint_slack if early else 0.0
     if overlap is not None and overlap < iou_threshold(area, section) - slack:
         return REJECTED, "low_iou"
-    if not early and known.get("score_solidity", 1.0) < section.min_solidity:
-        return REJECTED, "implausible_shape"
-    return ACCEPTED, None
+    reason = None if early else next((name for name, fails in _of_the_finished(known, section) if fails), None)
+    return (ACCEPTED, None) if reason is None else (REJECTED, reason)
+
+
+def _of_the_finished(known: Mapping[str, float], section: GateSection) -> Iterator[tuple[str, bool]]:
+    """The rules for finished samples alone, in their order, and whether each fails."""
+
+    def above(score: str, bound: float | None) -> bool:
+        return bound is not None and known.get(score, 0.0) > bound
+
+    yield "far_boundary", above("score_hausdorff_px", section.max_hausdorff_px)
+    yield "implausible_shape", known.get("score_solidity", 1.0) < section.min_solidity
+    yield "implausible_shape", above("score_holes", section.max_holes)
+    yield "implausible_shape", above("score_shape", section.max_shape_distance)
+    least = section.min_background_psnr
+    yield "changed_background", least is not None and known.get("score_background_psnr", math.inf) < least
 
 
 def iou_threshold(area: float | None, section: GateSection) -> float:
@@ -72,20 +90,23 @@ def shifted_disk_iou(radius: float, shift: float) -> float:
 
 
 def shape_scores(mask: Mask) -> dict[str, float]:
-    """Facts of a mask (H, W): `score_area` (share of the image), `score_solidity`, `score_components`.
+    """Facts of a mask (H, W): `score_area` (share of the image), `score_solidity`, `score_components`, `score_holes`.
 
     Solidity is the area over the area of the convex hull of all pieces, so a torn or scattered mask has a low one;
-    of an empty mask it is 0. Components are 8-connected.
+    of an empty mask it is 0. Components are 8-connected. Holes are a share of what the outlines enclose.
     """
     pixels = mask.astype(np.uint8)
     area = int(pixels.sum())
     if area == 0:
-        return {"score_area": 0.0, "score_solidity": 0.0, "score_components": 0.0}
+        return {"score_area": 0.0, "score_solidity": 0.0, "score_components": 0.0, "score_holes": 0.0}
     hull = cv2.convexHull(np.argwhere(mask)[:, ::-1].astype(np.int32))
     filled = cv2.fillConvexPoly(np.zeros_like(pixels), hull, 1)
+    outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    enclosed = int(cv2.drawContours(np.zeros_like(pixels), outlines, -1, 1, cv2.FILLED).sum())
     components = cv2.connectedComponents(pixels, connectivity=8)[0] - 1
     return {
         "score_area": area / mask.size,
         "score_solidity": min(1.0, area / int(filled.sum())),
         "score_components": float(components),
+        "score_holes": 1 - area / enclosed,
     }

@@ -25,6 +25,7 @@ from factory.images import Mask
 
 Floats = NDArray[np.float64]
 
+FILE = "shape_prior.json"  # beside a gate's weights
 ORDER = 8  # harmonics; the 8th is a lobe of 45 degrees
 ANGLES, RADII = 128, 256
 MIN_MASKS = 32

@@ -16,8 +16,10 @@ import torch
 from factory.models.estimator import load_estimator
 from factory.models.sampler import Stage, Verdict, rows_at_once
 from factory.models.segmenter import load_latent_segmenter
-from factory.quality.overlap import agreement
+from factory.quality.overlap import agreement, hausdorff95
 from factory.quality.policy import decide, shape_scores
+from factory.quality.shape_prior import FILE as SHAPES_FILE
+from factory.quality.shape_prior import ShapePrior
 from factory.recipe import GateSection
 
 MOST_ROWS = 16  # at once, of small latents
@@ -37,6 +39,8 @@ class ScoreSamples:
         torch.set_num_threads(num_threads)
         self.segmenter = load_latent_segmenter(weights, vae_digest).eval()
         self.estimator = load_estimator(weights)
+        shapes = Path(weights) / SHAPES_FILE
+        self.shapes = ShapePrior.load(shapes) if shapes.is_file() else None
         self.section, self.batch = section, batch
 
     def __call__(
@@ -93,6 +97,10 @@ class ScoreSamples:
         # An early estimate's overlap is not the sample's.
         scores |= {"iou": judged, "score_overlap": measured} if stage == "final" else {"score_latent_iou": judged}
         scores |= shape_scores(mask)
+        if stage == "final":
+            scores["score_hausdorff_px"] = None if measured is None else hausdorff95(mask, chance > 0.5)
+            known = self.shapes is not None and mask.any()
+            scores["score_shape"] = self.shapes.mahalanobis(mask) if self.shapes and known else None
         outcome, reason = decide(scores, self.section, stage)
         return {"outcome": outcome, "reason": reason, "scores": scores}
 

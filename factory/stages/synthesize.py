@@ -30,6 +30,7 @@ from factory.models.kept_prompts import KeptPrompts
 from factory.models.placement import gpu_at_hand, placement
 from factory.models.sampler import Gate, Sampled, SampleJob, Sampler, in_fixed_shape, slot_invariant
 from factory.quality.paste import background_psnr, pasted
+from factory.quality.policy import decide
 from factory.recipe import GateSection, SynthesizeSection
 
 Row = dict[str, Any]
@@ -237,8 +238,17 @@ class SynthesizeSamples:
             return done
         rgb = ((sampled.image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         if self.denoiser.mask_source == "planned":
-            return done | _in_its_background(row, rgb)
+            return self._judged_again(row, done | _in_its_background(row, rgb))
         return done | self._pixels(row["sample_id"], rgb, sampled.mask)
+
+    def _judged_again(self, row: Row, done: Row) -> Row:
+        """A sample that the gate has accepted, by what was changed outside its mask, which only its pixels tell."""
+        if self.gate is None or done["outcome"] != records.ACCEPTED:
+            return done
+        outcome, reason = decide({"score_background_psnr": done["score_background_psnr"]}, self.gate_section)
+        shown = outcome == records.ACCEPTED or row["audit"] or self.section.keep_rejected == "image"
+        without = {} if shown else dict.fromkeys(("image", "mask", "mask_source"))
+        return done | without | {"outcome": outcome, "reason": reason}
 
     def _pixels(self, name: str, rgb: RGB, mask: torch.Tensor) -> Row:
         image_of = {"image": records.image_struct(encode_png(np.ascontiguousarray(rgb)), f"{name}.png")}

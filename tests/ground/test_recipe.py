@@ -176,7 +176,7 @@ def test_a_file_that_is_large_binary_or_absent_is_refused(tmp_path: Path) -> Non
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    assert re.search(r"must be one of .*demo.*smoke, got 'smoek'; did you mean smoke\?", refusal("smoek"))
+    assert re.search(r"must be one of .*demo.*smoke, sweeps, got 'smoek'; did you mean smoke\?", refusal("smoek"))
 
 
 def test_mistakes_are_told_apart_for_programs() -> None:

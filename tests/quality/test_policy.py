@@ -37,6 +37,26 @@ def test_each_rule_rejects_by_its_own_name(score: str, value: float, reason: str
     assert reason in REASONS
 
 
+@pytest.mark.parametrize(
+    ("score", "bound", "value", "reason"),
+    [
+        ("score_hausdorff_px", {"max_hausdorff_px": 4.0}, 4.1, "far_boundary"),
+        ("score_holes", {"max_holes": 0.2}, 0.21, "implausible_shape"),
+        ("score_shape", {"max_shape_distance": 6.0}, 6.1, "implausible_shape"),
+        ("score_background_psnr", {"min_background_psnr": 25.0}, 24.9, "changed_background"),
+    ],
+)
+def test_rules_without_a_bound_of_their_own_are_off_until_one_is_given(
+    score: str, bound: dict[str, float], value: float, reason: str
+) -> None:
+    assert decide(GOOD | {score: value}, GATE) == ("accepted", None)
+    asked = GateSection(**bound)
+    assert decide(GOOD | {score: value}, asked) == ("rejected", reason) and reason in REASONS
+    assert decide(GOOD | {score: bound.popitem()[1]}, asked) == ("accepted", None)
+    assert decide(GOOD | {score: value}, asked, "checkpoint") == ("accepted", None)
+    assert decide(GOOD | {score: None}, asked) == ("accepted", None)
+
+
 def test_the_first_rule_that_fails_is_the_reason() -> None:
     worst = {"iou": 0.0, "score_area": 0.0, "score_solidity": 0.0}
     assert decide(worst, GATE)[1] == "empty_mask"
@@ -99,7 +119,12 @@ def test_every_set_of_scores_has_a_verdict_and_a_reason_exactly_when_rejected(sc
 def test_shape_scores_of_a_square_a_torn_square_and_nothing() -> None:
     mask = np.zeros((40, 40), bool)
     mask[10:30, 10:30] = True
-    assert shape_scores(mask) == {"score_area": 0.25, "score_solidity": 1.0, "score_components": 1.0}
+    assert shape_scores(mask) == {
+        "score_area": 0.25, "score_solidity": 1.0, "score_components": 1.0, "score_holes": 0.0,
+    }  # fmt: skip
+    ring = mask.copy()
+    ring[15:25, 15:25] = False
+    assert shape_scores(ring)["score_holes"] == pytest.approx(100 / 400) and shape_scores(ring)["score_solidity"] < 1
     mask[14:26, :] = False
     torn = shape_scores(mask)
     assert torn["score_components"] == 2.0 and torn["score_solidity"] == pytest.approx(160 / 400)

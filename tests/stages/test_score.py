@@ -10,7 +10,9 @@ import torch
 
 from factory.models.estimator import IouEstimator, save_estimator
 from factory.models.segmenter import LatentSegmenter, save_segmenter
-from factory.quality.overlap import agreement
+from factory.quality.overlap import agreement, hausdorff95
+from factory.quality.shape_prior import FILE as SHAPES_FILE
+from factory.quality.shape_prior import ShapePrior
 from factory.recipe import GateSection
 from factory.stages.score import ScoreSamples
 
@@ -69,3 +71,23 @@ def test_it_judges_by_the_expected_iou_where_that_was_fitted_and_by_the_overlap_
     assert [row["scores"]["iou"] for row in fitted(latents, masks)] == [row["scores"]["iou"] for row in plain]
     nothing = fitted(latents, None)[0]["scores"]
     assert nothing["iou"] is None and nothing["score_overlap"] is None
+
+
+def test_boundary_and_shape_of_a_finished_sample_are_scores(score: ScoreSamples, tmp_path: Path) -> None:
+    latents, mask = np.zeros((1, 4, 16, 16), np.float32), np.zeros((1, 32, 32), bool)
+    mask[0, 8:20, 10:22] = True
+    assert score(latents, mask)[0]["scores"]["score_shape"] is None  # its weights know no shapes
+    drawn = [np.roll(mask[0], (k % 5, k // 5), (0, 1)) for k in range(40)]
+    save_segmenter(score.segmenter, tmp_path, VAE)
+    prior = ShapePrior.fit(drawn, [None] * 40)
+    prior.save(tmp_path / SHAPES_FILE)
+    fitted = ScoreSamples(tmp_path, VAE, GateSection())
+    scores = fitted(latents, mask)[0]["scores"]
+    found = fitted.segment(latents)[0] > 0.5
+    assert scores["score_hausdorff_px"] == hausdorff95(mask[0], found)
+    assert scores["score_shape"] == pytest.approx(prior.mahalanobis(mask[0])) and scores["score_shape"] < 6
+    long = np.zeros_like(mask)
+    long[0, 15:18] = True
+    assert fitted(latents, long)[0]["scores"]["score_shape"] > 2 * scores["score_shape"]
+    assert fitted(latents, np.zeros_like(mask))[0]["scores"]["score_shape"] is None
+    assert not {"score_shape", "score_hausdorff_px"} & set(fitted(latents, mask, "checkpoint")[0]["scores"])

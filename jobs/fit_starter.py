@@ -50,7 +50,7 @@ JOINT = FitSection(
 )  # fmt: skip
 GATE = GateFitSection(
     steps=10000, batch_size=16, learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=1e-3,
-    ema_decay=0.998, checkpoint_every=250, phantoms=4000, views=3,
+    ema_decay=0.998, checkpoint_every=250, phantoms=4000, views=3, estimator_pairs=4800,
 )  # fmt: skip
 FITS = {"vae": VAE, "vae-broad": VAE_BROAD, "vae-log": VAE_LOG, "head": HEAD, "joint": JOINT, "gate": GATE}
 

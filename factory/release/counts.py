@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,8 @@ from factory.records import ACCEPTED, FAILED, OUTCOMES, REJECTED
 
 @dataclass(frozen=True)
 class Funnel:
-    """planned = accepted + rejected (by reason) + failed (by reason) + waiting; `excess` samples are in no plan."""
+    """planned = accepted + rejected (by reason) + failed (by reason) + waiting; `excess` samples are in no plan.
+    by_call: after so many denoiser calls so many left, accepted and rejected."""
 
     planned: int
     accepted: int
@@ -23,6 +24,7 @@ class Funnel:
     failed: dict[str, int]
     calls_run: int | None = None
     calls_planned: int | None = None
+    by_call: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def num_rejected(self) -> int:
@@ -80,7 +82,15 @@ def funnel(samples: pa.Table | None, planned: int | None) -> Funnel:
     made = sum(counts.values())
     calls_run, calls_planned = _calls(samples)
     total = made if planned is None else planned
-    return Funnel(total, accepted, by[REJECTED], by[FAILED], calls_run, calls_planned)
+    return Funnel(total, accepted, by[REJECTED], by[FAILED], calls_run, calls_planned, _by_call(samples))
+
+
+def _by_call(samples: pa.Table | None) -> list[tuple[int, int, int]]:
+    if samples is None or "calls_run" not in samples.column_names:
+        return []
+    grouped = samples.group_by(["calls_run", "outcome"]).aggregate([([], "count_all")]).to_pylist()
+    found = {(row["calls_run"], row["outcome"]): row["count_all"] for row in grouped if row["calls_run"]}
+    return [(n, found.get((n, ACCEPTED), 0), found.get((n, REJECTED), 0)) for n in sorted({call for call, _ in found})]
 
 
 def _by_reason(counts: Mapping[tuple[str, str], int], outcome: str) -> dict[str, int]:

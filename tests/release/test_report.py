@@ -103,6 +103,7 @@ def test_acceptance_per_group_is_an_independent_recount(run: TinyRun, page: Page
 def test_denoiser_calls_are_counted(run: TinyRun, page: Page) -> None:
     ran, planned = sum(row["calls_run"] for row in run.samples), 20 * len(run.samples)
     assert f"{ran} of {planned} planned denoiser calls" in page.words
+    assert "Left after call" in page.words
     assert f"saved {100 * (1 - ran / planned):.1f}%" in page.words
 
 

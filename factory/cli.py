@@ -221,7 +221,10 @@ def synthesize(
 @app.command()
 def evaluate(
     name: Annotated[
-        str, typer.Argument(help="worth, gate, captions, near_copies, theta-sweep, prompt-banks, dermae-table.")
+        str,
+        typer.Argument(
+            help="worth, gate, captions, near_copies, theta-sweep, prompt-banks, validation-noise, dermae-table."
+        ),
     ],
     run: RunOption,
     others: Annotated[

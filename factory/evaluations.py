@@ -6,6 +6,7 @@ near_copies   lab/near_copies.json         samples that are almost a training im
 worth         lab/worth.json               what the samples add to a downstream model
 theta-sweep   lab/theta_sweep.json         what each theta keeps, and what it is worth
 prompt-banks  lab/prompt_banks.json        the same of each prompt bank
+validation-noise  lab/validation_noise.json  from how much noise the gate can judge, and by latents or pixels
 dermae-table  lab/dermae_table.json        encoders by rows, start and teacher
 """
 
@@ -20,7 +21,16 @@ from factory import records
 from factory.recipe import Recipe
 from factory.run import Run
 
-EVALUATIONS = ("gate", "captions", "near_copies", "worth", "theta-sweep", "prompt-banks", "dermae-table")
+EVALUATIONS = (
+    "gate",
+    "captions",
+    "near_copies",
+    "worth",
+    "theta-sweep",
+    "prompt-banks",
+    "validation-noise",
+    "dermae-table",
+)
 
 Echo = Callable[[str], None]
 
@@ -47,7 +57,8 @@ def evaluate(
         return study.prepare(run, others, section.caption_images, section.caption_seed, echo)
     {
         "gate": _evaluate_gate, "near_copies": _evaluate_near_copies, "worth": _evaluate_worth,
-        "theta-sweep": _evaluate_thetas, "prompt-banks": _evaluate_banks, "dermae-table": _evaluate_dermae,
+        "theta-sweep": _evaluate_thetas, "prompt-banks": _evaluate_banks,
+        "validation-noise": _evaluate_noise, "dermae-table": _evaluate_dermae,
     }[taxonomy.check(name, EVALUATIONS, "evaluate")](run, recipe, echo)  # fmt: skip
 
 
@@ -149,6 +160,22 @@ def _evaluate_banks(run: Run, recipe: Recipe, echo: Echo) -> None:
     copies = _evaluate_near_copies(run, recipe, echo)["copies"]
     tables = run.table("corpus").read(), run.table("samples").read()
     prompt_banks(run.store, *tables, recipe.evaluate.worth, copies=copies, progress=echo)
+
+
+def _evaluate_noise(run: Run, recipe: Recipe, echo: Echo) -> None:
+    from factory.lab.validation_noise import validation_noise
+    from factory.models.families import load_denoiser
+    from factory.models.weights import tree_digest
+    from factory.runtime.weights import weights_of
+    from factory.stages.score import ScoreSamples
+
+    generator, adapter, gate = weights_of(run, recipe)
+    denoiser, section = load_denoiser(generator, adapter, recipe.plan.generator), recipe.evaluate
+    score = ScoreSamples(gate, denoiser.vae_digest, recipe.gate)
+    validation_noise(
+        run.store, denoiser, score, section.log_snrs, section.gate_pairs, recipe.plan.size,
+        gate_digest=tree_digest(gate), progress=echo,
+    )  # fmt: skip
 
 
 def _evaluate_dermae(run: Run, recipe: Recipe, echo: Echo) -> None:

@@ -114,6 +114,7 @@ class EvaluateSection(Section):
     caption_images: Count = 100  # images that captioners are compared on and raters review
     caption_seed: Natural = 0  # which images, and in which order a rater sees them and their captions
     thetas: list[Share] = [0.5, 0.6, 0.7, 0.8, 0.9]  # that the samples are filtered at (DiffAug's experiment 2)
+    log_snrs: list[float] = [6.0, 4.0, 2.0, 1.12, 0.0, -1.0, -2.0, -4.0]  # that the gate is tried at; 1.12: DiffAug's
     worth: WorthSection = WorthSection()
     dermae: DermaeSection = DermaeSection()
 

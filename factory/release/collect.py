@@ -4,8 +4,8 @@ What the lab measured lies in RUN/lab as JSON, as its functions return it: `wort
 `near_copies.json` (`lab.lineage.nearest_real`), `gate_accuracy.json` (`lab.planted`), `caption_accuracy.json`
 (`lab.truth`), `caption_comparison.json` (`lab.captions.compare`), `caption_review.json` (`lab.reviews.summarize`),
 `scaling.json` (`runtime.scaling.measure`), `dermae_table.json` (`lab.dermae.run_table`), `theta_sweep.json` and
-`prompt_banks.json` (`lab.sweeps`) and `gated/*.json`, what clients of the gate over HTTP found
-(`examples/gate_client.py --out RUN/lab/gated/NAME.json`).
+`prompt_banks.json` (`lab.sweeps`), `validation_noise.json` (`lab.validation_noise`) and `gated/*.json`, what clients of
+the gate over HTTP found (`examples/gate_client.py --out RUN/lab/gated/NAME.json`).
 What is absent is None, and the report says which command makes it.
 """
 
@@ -91,7 +91,7 @@ class ReportInputs:
     is counted on the corpus.
     shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
     worth, gate, caption_accuracy, near_copies, caption_attributes, caption_comparison, caption_review, scaling,
-    dermae: what the lab returned, or None; sweeps: of theta and of prompt banks, those that were run.
+    dermae: what the lab returned, or None; sweeps: of theta and of prompt banks, those that were run; validation_noise: as the others.
     """
 
     facts: RunFacts
@@ -115,6 +115,7 @@ class ReportInputs:
     dermae: dict[str, Any] | None = None
     gated: list[Gated] = field(default_factory=list)
     sweeps: list[dict[str, Any]] = field(default_factory=list)
+    validation_noise: dict[str, Any] | None = None
 
     @property
     def phantom(self) -> bool:
@@ -151,6 +152,7 @@ def collect(run: Run | Store | str | Path, weights: Sequence[licences.Parent] = 
         scaling=read_json(store, "lab/scaling.json"),
         dermae=read_json(store, "lab/dermae_table.json"),
         gated=gated(store),
+        validation_noise=read_json(store, "lab/validation_noise.json"),
         sweeps=[found for path in SWEEPS if (found := read_json(store, path))],
     )
 

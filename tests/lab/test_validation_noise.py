@@ -71,7 +71,5 @@ def test_the_estimate_of_little_noise_is_what_was_encoded_and_its_noise_is_the_p
 def test_a_generator_without_masks_of_its_own_is_refused(tmp_path: Path) -> None:
     tiny_flux.save_pipeline(tmp_path)
     flow = FluxDenoiser.load(tmp_path, max_sequence_length=tiny_flux.LENGTH)
-    with pytest.raises(
-        ValueError, match="plan.generator must draw masks or into them, got flux, .*; choose joint"
-    ):
+    with pytest.raises(ValueError, match="plan.generator must draw masks or into them, got flux, .*; choose joint"):
         validation_noise(open_store(str(tmp_path)), flow, None, [1.0], 4, 32, gate_digest="g")  # type: ignore[arg-type]

@@ -291,6 +291,10 @@ def test_sweeps_are_tables_and_a_run_without_them_has_no_such_section(run: TinyR
     page = Page(build_report(replace(inputs, sweeps=[theta, theta | {"varied": "bank"}])))
     assert "filtered at each" in page.words and "samples of each, under the same gate" in page.words
     assert "62.5%" in page.text and "5 of 8" in page.words and "seborrheic keratosis" in page.words
+    rate = {"precision": share, "recall": share, "auc": [0.912, 0.9, 0.93]}
+    row = {"log_snr": 1.117, "timestep": 200.0, "latents": rate, "pixels": rate, "same_verdict": share}
+    noise = Page(build_report(replace(inputs, validation_noise={"rows": [row], "pairs": 400})))
+    assert "By the noise that the gate judges from" in noise.words and "0.912" in noise.words
     assert "0.731" in page.words and "one class alone" in page.words and "As DiffAug did." in page.words
 
 

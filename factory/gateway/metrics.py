@@ -58,7 +58,7 @@ class Metrics:
         )  # fmt: skip
         self.waiting = Gauge("factory_gate_queue_depth", "Requests being read, decoded or judged.", registry=registry)
         self.iou = Histogram(
-            "factory_gate_iou", "IoU of the intended mask with what the segmenter finds.",
+            "factory_gate_iou", "IoU that the intended mask is expected to have with the lesion.",
             buckets=[n / 10 for n in range(1, 11)], registry=registry,
         )  # fmt: skip
         self.batch = Histogram(

@@ -38,7 +38,7 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
     verdict: str = Field(json_schema_extra={"enum": [ACCEPTED, REJECTED]})
     reason: str | None = Field(description=f"Of a rejection: the first rule that failed, one of {', '.join(REASONS)}.")
-    iou: float | None = Field(description="Of the mask that was sent with what the segmenter finds, 0 to 1.")
+    iou: float | None = Field(description="That the mask is expected to have with the lesion, 0 to 1.")
     theta: float = Field(description="The least IoU that a lesion of this mask's size must have.")
     scores: dict[str, float | None] = Field(description="Further facts, whatever the verdict. null: not a number.")
     mask: str = Field(description="What the segmenter finds: base64 of a one-bit PNG of the image's size.")

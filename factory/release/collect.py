@@ -91,7 +91,7 @@ class ReportInputs:
     is counted on the corpus.
     shown: accepted and rejected samples to draw. real: corpus rows to draw beside them.
     worth, gate, caption_accuracy, near_copies, caption_attributes, caption_comparison, caption_review, scaling,
-    dermae: what the lab returned, or None; sweeps: of theta and of prompt banks, those that were run; validation_noise: as the others.
+    dermae, validation_noise: what the lab returned, or None; sweeps: of theta and of prompt banks, those that were run.
     """
 
     facts: RunFacts

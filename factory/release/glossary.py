@@ -9,7 +9,7 @@ TERMS: dict[str, str] = {
     "failed": "could not be made or checked, for the reason given.",
     "gate": "the automatic check between generator and release: is there a lesion, and does the mask fit it?",
     "mask": "the lesion's area in the image; its outline is drawn on the pictures.",
-    "IoU": "shared area of two masks divided by their joint area; here of a sample's and a segmenter's.",
+    "IoU": "shared area of two masks divided by their joint area; here as expected of a mask and its lesion.",
     "Dice": "twice the shared area of two masks divided by the sum of their areas; 1 is identical.",
     "AUC": "area under the ROC curve: the chance that a malignant image is scored above a benign one; 0.5 is guessing.",
     "F1": "harmonic mean of precision and recall; 1 is perfect.",

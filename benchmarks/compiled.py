@@ -1,9 +1,9 @@
 """What `synthesize.compile` gains: a call of the starter's network at full slots, compiled against as it is.
 
 Both are timed in turns in one process, by its CPU seconds, and the middle of the ratios counts. Compiling is timed in
-two further processes: the first has an empty cache, as a new machine has, the second has what the first left there;
-they must draw the same bytes. `most_apart` is how far sums that are rounded in another order lead away after a whole
-sample, of unit scale.
+three further processes: the first has an empty cache, as a new machine has, the second has what the first left there,
+and the third an empty one again: it must draw the same bytes as the first. `most_apart` is how far sums that are
+rounded in another order lead away after a whole sample, of unit scale.
 
     python benchmarks/compiled.py
 """
@@ -76,7 +76,12 @@ def compiling(slots: int, threads: int) -> dict[str, Any]:
             json.loads(subprocess.run(run, env=env, capture_output=True, check=True, text=True).stdout.splitlines()[-1])
             for _ in range(2)
         ]
-    (cold, one), (warm, other) = found
+    with tempfile.TemporaryDirectory() as another:
+        alone = subprocess.run(
+            run, env=env | {"TORCHINDUCTOR_CACHE_DIR": another}, capture_output=True, check=True, text=True
+        )
+    (cold, one), (warm, _) = found
+    other = json.loads(alone.stdout.splitlines()[-1])[1]
     return {"seconds_cold": round(cold, 1), "seconds_warm": round(warm, 1), "same_bytes_in_both": one == other}
 
 

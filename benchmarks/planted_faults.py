@@ -1,10 +1,10 @@
 """The gate on planted faults: of phantoms that no fit has seen, and of real masks, by size and by skin type.
 
 65 of 100 pairs are good (true IoU above 0.7) and 35 bad, by shifted, scaled, torn and swapped masks (`lab/planted.py`).
-Three policies judge the same pairs by the same overlaps: DiffAug's flat theta of 0.7, the default (0.7, less for small
+Three policies judge the same pairs by the same IoU: DiffAug's flat theta of 0.7, the default (0.7, less for small
 lesions by geometry), and theta by size as `quality/thresholds.py` fits it, on phantoms of the renderer's own settings
 with seeds of their own. Precision and recall with Wilson intervals, for thirds of the lesions' areas and for groups of
-skin types; how far the overlap that the gate states lies from the true one on average (calibration error); and how well
+skin types; how far the IoU that the gate states lies from the true one on average (calibration error); and how well
 the segmenter finds the lesions at all.
 
     python benchmarks/planted_faults.py
@@ -50,7 +50,8 @@ class Shown:
             latents.append(encode(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1).numpy())
         self.latents = np.concatenate(latents)
         self.chance = score.segment(self.latents)
-        self.overlaps = iou(np.stack([pair.mask for pair in self.pairs]), self.chance > 0.5)
+        judged = score.judge(self.latents, self.chance, np.stack([pair.mask for pair in self.pairs]))
+        self.stated = [row["scores"]["iou"] for row in judged]
 
     def under(self, section: GateSection) -> dict[str, Any]:
         """The tables under a policy."""
@@ -112,7 +113,7 @@ def measure(count: int, gate: Path, isic: Path | None) -> dict[str, Any]:
     encoder = load_image_encoder(STARTER, None, "joint")
     score = ScoreSamples(gate, encoder.vae_digest, GateSection(), torch.get_num_threads())
     near = Shown(score, encoder.encode, fitted_on(count))
-    theta = fit_thresholds(near.overlaps, [p.good for p in near.pairs], [float(p.mask.mean()) for p in near.pairs])
+    theta = fit_thresholds(near.stated, [p.good for p in near.pairs], [float(p.mask.mean()) for p in near.pairs])
     policies = {
         "flat": GateSection(shift_tolerance=0.0), "default": GateSection(), "fitted": GateSection(theta_by_area=theta),
     }  # fmt: skip

@@ -146,12 +146,10 @@ def _evaluate_worth(run: Run, recipe: Recipe, echo: Echo) -> None:
 
 
 def _evaluate_thetas(run: Run, recipe: Recipe, echo: Echo) -> None:
-    from factory.lab.lineage import nearest_real
-    from factory.lab.sweeps import as_accepted, theta_sweep
+    from factory.lab.sweeps import theta_sweep
 
     section, corpus, samples = recipe.evaluate, run.table("corpus").read(), run.table("samples").read()
-    copies = nearest_real(run.store, as_accepted(samples), corpus, image_size=section.worth.image_size)["copies"]
-    theta_sweep(run.store, corpus, samples, recipe.gate, section.thetas, section.worth, copies=copies, progress=echo)
+    theta_sweep(run.store, corpus, samples, recipe.gate, section.thetas, section.worth, progress=echo)
 
 
 def _evaluate_banks(run: Run, recipe: Recipe, echo: Echo) -> None:

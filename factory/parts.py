@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -61,6 +62,12 @@ def schema_digest(schema: pa.Schema) -> str:
     return sha256(canonical_json([[field.name, str(field.type), field.nullable] for field in schema]))
 
 
+@cache
+def written_schema(name: str) -> str:
+    """The digest of a table's schema in factory/records.py, as a part under it has it."""
+    return describe(0, encode(records.SCHEMAS[name].empty_table()))[1]
+
+
 def conform(name: str, table: pa.Table) -> pa.Table:
     """The table under its schema in factory/records.py; tables that have none there keep theirs."""
     schema = records.SCHEMAS.get(name)
@@ -74,6 +81,17 @@ def conform(name: str, table: pa.Table) -> pa.Table:
         table = table.select(schema.names).cast(schema)
     _check_outcomes(name, table)
     return table.combine_chunks()
+
+
+def with_later_columns(name: str, table: pa.Table, columns: list[str] | None) -> pa.Table:
+    """A table as an older version wrote it with null in the columns that were added since, of those asked for."""
+    schema = records.SCHEMAS.get(name)
+    if schema is None:
+        return table
+    for field in schema if columns is None else [schema.field(column) for column in columns if column in schema.names]:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names if columns is None else columns)
 
 
 def _check_outcomes(name: str, table: pa.Table) -> None:

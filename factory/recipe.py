@@ -64,8 +64,8 @@ class GateSection(Section):
     # the image, and its theta, by growing area; a larger lesion has the last one. Empty: min_iou and shift_tolerance.
     theta_by_area: list[Annotated[list[Share], Field(min_length=2, max_length=2)]] = []
     checkpoints: list[Share] = [0.7]  # shares of the calls after which the clean estimate is judged
-    # How far below its threshold an early overlap may be; below zero, how far above it must be: early estimates are
-    # smooth and overlap more than what becomes of them (benchmarks/checkpoint_choice.py).
+    # How far below its threshold an early IoU may be; below zero, how far above it must be: early estimates are
+    # smooth and agree more than what becomes of them (benchmarks/checkpoint_choice.py).
     checkpoint_slack: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
     checkpoint_area_slack: Share = 0.1  # by which share of min_area an early lesion may be smaller than it
 
@@ -113,8 +113,15 @@ class EvaluateSection(Section):
     gate_pairs: Count = 400  # pairs with planted faults that the gate is tried on
     caption_images: Count = 100  # images that captioners are compared on and raters review
     caption_seed: Natural = 0  # which images, and in which order a rater sees them and their captions
-    thetas: list[Share] = [0.5, 0.6, 0.7, 0.8, 0.9]  # that the samples are filtered at (DiffAug's experiment 2)
-    log_snrs: list[float] = [6.0, 4.0, 2.0, 1.12, 0.0, -1.0, -2.0, -4.0]  # that the gate is tried at; 1.12: DiffAug's
+    thetas: Annotated[list[Share], Field(min_length=1)] = [
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    ]  # that the samples are filtered at (DiffAug's experiment 2)
+    # That the gate is tried at; 1.12 is DiffAug's.
+    log_snrs: Annotated[list[float], Field(min_length=1)] = [6.0, 4.0, 2.0, 1.12, 0.0, -1.0, -2.0, -4.0]
     worth: WorthSection = WorthSection()
     dermae: DermaeSection = DermaeSection()
 

@@ -161,6 +161,15 @@ class Table:
             self.store.put_if_absent(self._fingerprint_path, canonical_json(wanted))
             known = self.fingerprint()
         self._refuse_if_different(known or {}, wanted)
+        self._refuse_other_columns()
+
+    def _refuse_other_columns(self) -> None:
+        """What an older version began with fewer columns can be read, and not gone on with."""
+        there = self.parts() if self.name in records.SCHEMAS else []
+        if there and self._info(there[0])[1] != parts.written_schema(self.name):
+            raise StaleTable(
+                f"{self._where} was begun by a version with other columns; go on with that version, or begin a new run"
+            )
 
     def fingerprint(self) -> dict[str, str] | None:
         """What the table was, or is being, made from; None if nothing was begun."""
@@ -306,7 +315,7 @@ class Table:
         """The parts that are in place by now, sealed or not, in order."""
         for part in self.parts():
             with self.store.open(self.part_path(part)) as file:
-                yield pq.read_table(file, columns=columns)
+                yield self._columns_of(file, columns, None)
 
     def read_part(self, part: int, columns: list[str] | None = None) -> pa.Table:
         """One sealed part: a unit of a table that was made unit by unit."""
@@ -322,7 +331,9 @@ class Table:
         row groups may hold one is learned once, from the parts' footers, and no others are read."""
         footers = [(info, self._footer(info)) for info in self.sealed().parts]
         spans = [(info, footer, parts.spans(footer, column)) for info, footer in footers]
-        nothing = pa.Table.from_batches([], footers[0][1].schema.to_arrow_schema())
+        nothing = parts.with_later_columns(
+            self.name, pa.Table.from_batches([], footers[0][1].schema.to_arrow_schema()), None
+        )
 
         def found(value: int) -> pa.Table:
             holding = [(i, f, [n for n, (least, most) in enumerate(s) if least <= value <= most]) for i, f, s in spans]
@@ -337,15 +348,25 @@ class Table:
 
     def _read_groups(self, info: PartInfo, footer: pq.FileMetaData, groups: list[int]) -> pa.Table:
         with self.store.open(self._checked(info)) as file:
-            return pq.ParquetFile(file, metadata=footer).read_row_groups(groups)
+            table = pq.ParquetFile(file, metadata=footer).read_row_groups(groups)
+        return parts.with_later_columns(self.name, table, None)
 
     def _read_part(self, info: PartInfo, columns: list[str] | None, filter: pc.Expression | None) -> pa.Table:
         path = self._checked(info)
         source = BytesIO(self.store.read(path)) if columns is None else self.store.open(path)
         with source as file:
-            table = pq.read_table(file, columns=columns, filters=filter)
+            table = self._columns_of(file, columns, filter)
         # The `huggingface` metadata describes all columns, so a choice of them goes without.
         return table if columns is None else table.replace_schema_metadata(None)
+
+    def _columns_of(self, file: Any, columns: list[str] | None, filter: pc.Expression | None) -> pa.Table:
+        """Those of a part, and null for what was added to such tables after it was written."""
+        known, schema = columns, records.SCHEMAS.get(self.name)
+        if columns is not None and schema is not None:
+            there = pq.read_schema(file).names
+            known = [column for column in columns if column in there or column not in schema.names]
+            file.seek(0)
+        return parts.with_later_columns(self.name, pq.read_table(file, columns=known, filters=filter), columns)
 
     def _checked(self, info: PartInfo) -> str:
         """The path of a sealed part, which is there and as long as it was."""

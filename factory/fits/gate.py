@@ -8,6 +8,7 @@ an estimator of the true IoU (`fits/estimate.py`) and the shapes that phantoms h
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ class FitGate:
         shapes = ShapePrior.fit(self.examples.masks, [None] * len(self.examples))  # type: ignore[arg-type]
         shapes.save(directory / SHAPES_FILE)
         if self.section.estimator_pairs:
-            save_estimator(self._estimator(model.eval()), directory)
+            save_estimator(self._estimator(copy.deepcopy(model).cpu().eval()), directory)
 
     def _estimator(self, model: nn.Module) -> IouEstimator:
         @torch.inference_mode()

@@ -28,7 +28,7 @@ class Model(BaseModel):
     """Digests: an answer is comparable with another that has the same three."""
 
     vae: str = Field(description="Of the VAE that encodes.")
-    gate: str = Field(description="Of the segmenter's weights.")
+    gate: str = Field(description="Of all that the gate was fitted to: segmenter, estimator and shapes.")
     policy: str = Field(description="Of the policy's version.")
 
 

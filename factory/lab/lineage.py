@@ -38,7 +38,20 @@ def nearest_real(
     image_size: int = 64,
     features: Callable[[Images], Floats] = thumbnails,
 ) -> dict[str, Any]:
-    """Finds each accepted sample's nearest training image, flags near copies, and writes lab/near_copies.json.
+    """`near_copies` of the accepted samples, written to lab/near_copies.json."""
+    report = near_copies(synthetic, real, image_size=image_size, features=features)
+    _write(store, NEAR_COPIES, report)
+    return report
+
+
+def near_copies(
+    synthetic: pa.Table,
+    real: pa.Table,
+    *,
+    image_size: int = 64,
+    features: Callable[[Images], Floats] = thumbnails,
+) -> dict[str, Any]:
+    """Finds each accepted sample's nearest training image and flags near copies.
 
     A sample is flagged where its similarity to a training image is above what all but 0.1 % of training images have
     to an image of another group, by `features` (cosine) or by perceptual hash. `copies` in the answer is what
@@ -60,15 +73,13 @@ def nearest_real(
     }
     pairs.sort(key=lambda pair: -pair["features"]["similarity"])
     flagged = [pair for pair in pairs if pair["near_copy"]]
-    report = {
+    return {
         "num_synthetic": len(made), "num_real": len(own), "by": by,
         "near_copies": proportion(len(flagged), len(made)),
         "copies": {pair["sample_id"]: sorted({pair[kind]["record_id"] for kind in by}) for pair in flagged},
         "nearest_pairs": pairs[:TOP],
         "how": "Threshold: the 99.9th percentile of real images' similarity to their nearest of another group.",
     }  # fmt: skip
-    _write(store, NEAR_COPIES, report)
-    return report
 
 
 def _names(training: pa.Table, ids: list[str]) -> tuple[list[str], NDArray[np.str_]]:

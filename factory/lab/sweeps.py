@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from factory import records
 from factory.lab.intervals import proportion
+from factory.lab.lineage import near_copies
 from factory.lab.worth import measured_worth
+from factory.models.sampler import NON_FINITE
 from factory.quality.policy import decide
 from factory.recipe import GateSection, WorthSection
 from factory.storage import Store
@@ -44,7 +46,6 @@ def theta_sweep(
     thetas: Sequence[float],
     section: WorthSection,
     *,
-    copies: Mapping[str, Sequence[str]] | None = None,
     progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Every theta in turn, for all sizes alike, with the gate's other rules as they are; written to lab/.
@@ -54,11 +55,14 @@ def theta_sweep(
     """
     made = samples.filter(pc.is_in(samples["outcome"], pa.array([records.ACCEPTED, records.REJECTED])))
     scores = made.select(["iou", *records.SCORES]).to_pylist()
+    broken = np.array([reason == NON_FINITE for reason in made["reason"].to_pylist()], dtype=bool)  # nothing scored
     sets = {}
     for theta in thetas:
         flat = gate.model_copy(update={"min_iou": theta, "theta_by_area": [], "shift_tolerance": 0.0})
-        sets[f"{theta:g}"] = np.array([decide(row, flat)[0] == records.ACCEPTED for row in scores])
-    _check_kept(made, sets)
+        accepted = [decide(row, flat)[0] == records.ACCEPTED for row in scores]
+        sets[f"{theta:g}"] = np.array(accepted, dtype=bool) & ~broken
+    _check_kept(made.filter(pa.array(~broken)), {name: chosen[~broken] for name, chosen in sets.items()})
+    copies = near_copies(as_accepted(made), real, image_size=section.image_size)["copies"]
     arms = [(name, made, chosen) for name, chosen in sets.items()]
     result = _measured(store, "theta", real, arms, section, copies, progress) | {"calibrated": gate.calibrated}
     return _written(store, THETA, result, progress)
@@ -95,7 +99,8 @@ def as_accepted(samples: pa.Table) -> pa.Table:
 
 
 def _check_kept(made: pa.Table, sets: Mapping[str, Chosen]) -> None:
-    there = np.array([struct is not None and struct["bytes"] is not None for struct in made["image"].to_pylist()])
+    structs = made["image"].to_pylist()
+    there = np.array([struct is not None and struct["bytes"] is not None for struct in structs], dtype=bool)
     ended = np.array(pc.equal(made["calls_run"], made["num_inference_steps"]).to_pylist(), dtype=bool)
     stopped = int((~ended).sum())
     lost = sum(int((chosen & ~there).sum()) for chosen in sets.values())

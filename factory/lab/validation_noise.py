@@ -136,11 +136,13 @@ def _estimate(denoiser: Denoiser, images: Tensor, masks: Tensor, level: Level, f
 
 
 def _rates(good: np.ndarray, stated: np.ndarray, accepted: np.ndarray) -> dict[str, Any]:
-    ranked = auc(stated[good], stated[~good])
+    known = np.isfinite(stated)
+    above, below = stated[good & known], stated[~good & known]
+    ranked = auc(above, below)[:3] if len(above) and len(below) else (np.nan,) * 3
     return {
         "precision": proportion(int((good & accepted).sum()), int(accepted.sum())),
         "recall": proportion(int((good & accepted).sum()), int(good.sum())),
-        "auc": [float(value) if np.isfinite(value) else None for value in ranked[:3]],
+        "auc": [float(value) if np.isfinite(value) else None for value in ranked],
     }
 
 
@@ -149,7 +151,8 @@ def _sentence(row: dict[str, Any]) -> str:
     for road in ROADS:
         shares = [row[road][name]["value"] for name in ("precision", "recall")]
         precision, recall = ("-" if share is None else f"{share:.3f}" for share in shares)
-        said.append(f"{road} AUC {row[road]['auc'][0]:.3f}, precision {precision}, recall {recall}")
+        ranked = "-" if row[road]["auc"][0] is None else f"{row[road]['auc'][0]:.3f}"
+        said.append(f"{road} AUC {ranked}, precision {precision}, recall {recall}")
     return (
         f"log SNR {row['log_snr']:6.2f} (t {row['timestep']:.0f}): {'; '.join(said)}; the same verdict in "
         f"{row['same_verdict']['value']:.1%}"

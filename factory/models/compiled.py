@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 
-import torch
 from torch import nn
 
 BLOCKS = {"BasicTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"}  # of diffusers' networks
@@ -28,9 +27,8 @@ def compile_network(network: nn.Module) -> None:
             "synthesize.compile must have a C++ compiler for a CPU, got none; install g++, name one in CXX, or set "
             "synthesize.compile=false."
         )
-    torch._dynamo.config.recompile_limit = GRAPHS
     for part in _repeated(network) or [network]:
-        part.compile(fullgraph=True, dynamic=False)
+        part.compile(fullgraph=True, dynamic=False, recompile_limit=GRAPHS)  # the global one is a thread's own
 
 
 def _cpp_compiler() -> str | None:

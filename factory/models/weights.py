@@ -236,7 +236,7 @@ def _file_digest(path: Path) -> str:
 
 
 def tree_digest(directory: str | Path, field: str = "weights") -> str:
-    """SHA-256 over every safetensors and config.json below a directory, by name and content.
+    """SHA-256 over every safetensors, config.json and shape_prior.json below a directory, by name and content.
 
     Raises ValueError, which names the field, where there are none."""
     return hashlib.sha256(_listed(Path(directory), tree_files(directory, field))).hexdigest()
@@ -245,8 +245,9 @@ def tree_digest(directory: str | Path, field: str = "weights") -> str:
 def tree_files(directory: str | Path, field: str = "weights") -> list[Path]:
     """The files that `tree_digest` reads, found without reading them; raises as it does."""
     base = Path(directory)
-    files = sorted([*base.rglob("*.safetensors"), *base.rglob("config.json")])
-    if not files:
+    weights = [*base.rglob("*.safetensors"), *base.rglob("config.json")]
+    files = sorted([*weights, *base.rglob("shape_prior.json")])  # a gate judges by it
+    if not weights:
         refuse_pickled(base)
         raise ValueError(f"{field} must be a directory with safetensors, got {directory}; fit them or name another.")
     return files

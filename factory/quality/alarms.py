@@ -2,9 +2,9 @@
 
     rejected_too_often   surely more than 40% of a cell's samples are rejected, and surely more than it was planned with
     extra_calls          a sample was paid more calls of the network than it was planned with
-    scores_drift         overlaps of later samples are distributed otherwise than those of earlier ones
-    small_not_found      the gate accepts as it should, and still a network that was taught with the samples misses as
-                         many small lesions as without (of a worth experiment, where one was run)
+    scores_drift         IoUs of later samples are distributed otherwise than those of earlier ones
+    small_not_found      the gate accepts as it should, and still a network that was taught with the samples surely
+                         misses nearly as many small lesions as without (of a worth experiment, where one was run)
 
 DiffAug rejects 35%, and states above 40% as the sign of a generator that draws past its masks. A bound that holds at
 one look does not hold at the best of many. The share of a cell is bounded for all looks at once, by the mixture
@@ -33,6 +33,7 @@ Cell = tuple[Any, ...]
 LEVEL = 0.05  # of false alarms of a kind, over all looks and cells
 MOST_REJECTED = 0.4
 FIRST_LOOK = 256  # samples, of which the later half is compared with the earlier
+LEAST_GAIN = 0.05  # of the share of small lesions that are missed; an interval that reaches it says nothing
 LEAST_DRIFT = 0.1  # of the distribution functions; less is no one's concern, however sure
 
 
@@ -100,14 +101,17 @@ def _by_cell(samples: pa.Table, names: Sequence[str]) -> dict[Cell, tuple[int, i
 
 def _small_not_found(worth: Mapping[str, Any]) -> list[Alarm]:
     """Of the paired difference to real images that were shown as often."""
-    pairs = ((worth.get("tasks") or {}).get("segment") or {}).get("differences") or {}
-    found = (pairs.get("real_synthetic - real_repeated") or {}).get("false_negative_rate_small") or {}
-    mean, high = found.get("mean"), found.get("high")
-    if mean is None or (high is not None and high < 0):
+    task, missed = (worth.get("tasks") or {}).get("segment") or {}, "false_negative_rate_small"
+    found = ((task.get("differences") or {}).get("real_synthetic - real_repeated") or {}).get(missed) or {}
+    control = ((task.get("arms") or {}).get("real_repeated") or {}).get(missed) or {}
+    if any(found.get(name) is None for name in ("mean", "low", "high")) or control.get("mean") == 0:
         return []
-    span = "" if high is None else f" ({found['low']:.3f} to {high:.3f})"
-    text = f"small lesions missed with the samples less without: {mean:.3f}{span}, no gain; look at their masks"
-    return [Alarm("small_not_found", "all", text, float(mean))]
+    mean, low, high = (float(found[name]) for name in ("mean", "low", "high"))
+    if low <= -LEAST_GAIN:
+        return []
+    what = "small lesions missed with the samples less without"
+    text = f"{what}: {mean:.3f} ({low:.3f} to {high:.3f}), surely no gain of {LEAST_GAIN:g}; look at their masks"
+    return [Alarm("small_not_found", "all", text, mean)]
 
 
 def _extra_calls(samples: pa.Table) -> list[Alarm]:
@@ -119,14 +123,14 @@ def _extra_calls(samples: pa.Table) -> list[Alarm]:
 
 
 def _drift(samples: pa.Table) -> list[Alarm]:
-    overlaps = samples["iou"].drop_null().to_numpy()
-    overlaps, look, count = overlaps[np.isfinite(overlaps)], 1, FIRST_LOOK
-    while count <= len(overlaps):
-        earlier, later = overlaps[: count // 2], overlaps[count // 2 : count]
+    stated = samples["iou"].drop_null().to_numpy()
+    stated, look, count = stated[np.isfinite(stated)], 1, FIRST_LOOK
+    while count <= len(stated):
+        earlier, later = stated[: count // 2], stated[count // 2 : count]
         test = stats.ks_2samp(earlier, later, method="asymp")
         if test.statistic > LEAST_DRIFT and test.pvalue < LEVEL / 2**look:
             text = (
-                f"overlaps of the samples {count // 2} to {count} are not those before: median {np.median(later):.3f} "
+                f"IoUs of the samples {count // 2} to {count} are not those before: median {np.median(later):.3f} "
                 f"after {np.median(earlier):.3f}, largest difference of their distributions {test.statistic:.2f}"
             )
             return [Alarm("scores_drift", "all", text, float(test.statistic))]

@@ -50,6 +50,8 @@ def decide(scores: Mapping[str, float | None], section: GateSection, stage: Stag
     if area is not None and area > section.max_area:
         return REJECTED, "full_mask"
     overlap = known.get("score_latent_iou" if early else "iou")
+    if not early and not section.calibrated:  # whatever the sample was judged by when it was made
+        overlap = known.get("score_overlap", overlap)
     slack = section.checkpoint_slack if early else 0.0
     if overlap is not None and overlap < iou_threshold(area, section) - slack:
         return REJECTED, "low_iou"

@@ -164,9 +164,18 @@ def render(described: Floats, size: int) -> Mask:
 def _largest(mask: Mask) -> NDArray[np.uint8] | None:
     """The largest 8-connected piece without holes, (H, W) in {0, 1}."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    blank = np.zeros(mask.shape, np.uint8)
-    pieces = [np.asarray(cv2.drawContours(blank.copy(), [found], -1, 1, cv2.FILLED), np.uint8) for found in contours]
-    return max(pieces, key=lambda piece: int(piece.sum()), default=None)
+    if not contours:
+        return None
+    areas = [_filled_area(np.asarray(contour, np.int32)) for contour in contours]
+    largest = contours[int(np.argmax(areas))]
+    return np.asarray(cv2.drawContours(np.zeros(mask.shape, np.uint8), [largest], -1, 1, cv2.FILLED), np.uint8)
+
+
+def _filled_area(contour: NDArray[np.int32]) -> int:
+    """Pixels of a contour and what it encloses, counted in its own rectangle: a noisy mask has thousands of them."""
+    x, y, width, height = cv2.boundingRect(contour)
+    canvas = np.zeros((height, width), np.uint8)
+    return int(cv2.drawContours(canvas, [contour - (x, y)], -1, 1, cv2.FILLED).sum())
 
 
 def _radii(piece: NDArray[np.uint8], x: float, y: float) -> Floats:

@@ -173,14 +173,14 @@ def cell_counts(corpus: pa.Table, section: PlanSection) -> tuple[dict[Cell, int]
     sizes. An image whose skin type, site or size nobody knows is shared out over its diagnosis's cells in proportion to
     those that are known, evenly where none is. One of a word that the plan does not name is in no cell.
     """
+    if section.banks:
+        return _shared_by_banks(*cell_counts(corpus, section.model_copy(update={"banks": []})), section.banks)
     train, axes = _training(corpus), section.axes()
     columns = {"diagnosis": train["diagnosis"], "skin_type": _skin_types(train)}
     if "site" in axes:
         columns["site"] = train["site"]
     if "lesion_size" in axes:
         columns["lesion_size"] = _lesion_sizes(train)
-    if "bank" in axes:  # of a prompt, not of an image
-        columns["bank"] = pa.nulls(len(train), pa.string())
     counts, unknown = dict.fromkeys(cells_of(section), 0), dict.fromkeys(section.diagnoses, 0)
     for cell, count in counted(pa.table(columns), [*axes]).items():
         if cell in counts:
@@ -193,6 +193,15 @@ def cell_counts(corpus: pa.Table, section: PlanSection) -> tuple[dict[Cell, int]
         for cell, more in apportion(count, shares).items():
             counts[cell] += more
     return counts, sum(unknown.values())
+
+
+def _shared_by_banks(counts: Mapping[Cell, int], unknown: int, banks: Sequence[str]) -> tuple[dict[Cell, int], int]:
+    """A bank is of a prompt and not of an image: the images of a cell count for its banks in equal shares."""
+    found: dict[Cell, int] = {}
+    for cell, count in counts.items():
+        each, rest = divmod(count, len(banks))
+        found |= {(*cell, bank): each + (number < rest) for number, bank in enumerate(banks)}
+    return found, unknown
 
 
 def counted(rows: pa.Table, columns: Sequence[str]) -> dict[tuple[Any, ...], int]:

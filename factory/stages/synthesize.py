@@ -228,12 +228,17 @@ class SynthesizeSamples:
     def _finished(self, row: Row, sampled: Sampled, slots: int) -> Row:
         done = self._row(row, slots) | {"calls_run": sampled.calls_run, "outcome": records.ACCEPTED, "reason": None}
         verdict = sampled.verdict
-        if verdict is not None:  # the last checkpoint's overlap stays beside the final one
+        if verdict is not None:  # the last checkpoint's IoU stays beside the final one
             scores = {**(sampled.early[-1].scores if sampled.early else {}), **verdict.scores}
             known = {name: score for name, score in scores.items() if name in ("iou", *records.SCORES)}
             done |= {**known, "outcome": verdict.outcome, "reason": verdict.reason}
+        done = self._drawn(row, sampled, done)
         if self.section.keep_rejected == "latents" and done["outcome"] == records.REJECTED:
             done["latents"] = sampled.latents.half().numpy().tobytes()
+        return done
+
+    def _drawn(self, row: Row, sampled: Sampled, done: Row) -> Row:
+        """With its pixels, where it was decoded."""
         if sampled.image is None or sampled.mask is None:
             return done
         rgb = ((sampled.image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

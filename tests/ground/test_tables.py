@@ -473,3 +473,28 @@ def test_every_table_has_a_fingerprint_of_short_texts(name: str) -> None:
     found = fingerprint_of(long, name, {"parent": "p0"}, {})  # some depend on their parents alone
     assert found
     assert all(isinstance(value, str) and len(value) <= 120 for value in found.values())
+
+
+def test_what_an_older_version_wrote_with_fewer_columns_is_read_and_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, whole = LocalStore(tmp_path), records.PLAN
+    older = pa.schema([field for field in whole if field.name not in ("bank", "site")])
+    rows = [{"sample_id": f"s{k}", "unit": k, "index": k, "seed": k, "audit": False, "parents": []} for k in range(3)]
+    with monkeypatch.context() as before:
+        before.setitem(records.SCHEMAS, "plan", older)
+        parts.written_schema.cache_clear()
+        table = Table(store, "plan")
+        table.require({"a": "1"})
+        table.commit(0, pa.Table.from_pylist(rows, schema=older), row_group_by="unit")
+        table.seal(1, {"a": "1"}, {})
+    parts.written_schema.cache_clear()
+    table = Table(store, "plan")
+    assert table.read().schema.names == whole.names and table.read()["bank"].null_count == 3
+    assert table.read(["bank", "sample_id"]).column_names == ["bank", "sample_id"]
+    assert table.finder("unit")(1).to_pylist()[0] | {"site": None} == table.read().to_pylist()[1]
+    assert next(iter(table.committed(["site"])))["site"].null_count == 3
+    with pytest.raises(pa.ArrowInvalid, match="nowhere"):
+        table.read(["nowhere"])
+    with pytest.raises(StaleTable, match="begun by a version with other columns; go on with that version, or begin"):
+        table.require({"a": "1"})

@@ -34,9 +34,15 @@ def test_a_level_is_the_same_noise_in_every_family(tmp_path: Path) -> None:
     assert level_of(steps, -1000.0).timestep >= 998 and level_of(steps, 1000.0).timestep == 0
 
 
-def test_every_level_is_measured_once_and_noise_takes_what_the_gate_could_tell(
-    tiny_weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_noise_takes_what_the_gate_could_tell(tmp_path: Path) -> None:
+    denoiser = load_denoiser(STARTER)
+    score = ScoreSamples(STARTER / "gate", denoiser.vae_digest, GateSection())
+    given = (open_store(str(tmp_path)), denoiser, score, [6.0, -8.0], 24, 128)
+    little, much = validation_noise(*given, gate_digest="g", progress=lambda line: None)["rows"]
+    assert little["latents"]["auc"][0] > 0.85 > 0.7 > much["latents"]["auc"][0]
+
+
+def test_every_level_is_measured_once(tiny_weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = load_denoiser(tiny_weights.generator)
     score = ScoreSamples(tiny_weights.gate, denoiser.vae_digest, GateSection(min_area=0, max_area=1, min_solidity=0))
     store, said, asked = open_store(str(tmp_path)), [], []

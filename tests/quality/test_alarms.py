@@ -83,14 +83,17 @@ def test_scores_that_change_are_told_and_those_that_do_not_seldom_are() -> None:
 
 
 def test_samples_that_do_not_help_to_find_small_lesions_are_an_alarm_where_the_gate_accepts_as_it_should() -> None:
-    def worth(mean: float | None, low: float | None, high: float | None) -> dict[str, Any]:
+    def worth(mean: float | None, low: float | None, high: float | None, control: float = 0.3) -> dict[str, Any]:
         found = {"false_negative_rate_small": {"mean": mean, "low": low, "high": high}}
-        return {"tasks": {"segment": {"differences": {"real_synthetic - real_repeated": found}}}}
+        arms = {"real_repeated": {"false_negative_rate_small": {"mean": control}}}
+        return {"tasks": {"segment": {"differences": {"real_synthetic - real_repeated": found}, "arms": arms}}}
 
     table = records.rows_to_table("samples", rows([False] * 50)).select(list(COLUMNS))
-    (alarm,) = alarms(table, worth=worth(-0.01, -0.05, 0.03))
-    assert alarm.kind == "small_not_found" and "-0.010 (-0.050 to 0.030), no gain" in alarm.text
+    (alarm,) = alarms(table, worth=worth(-0.01, -0.04, 0.03))
+    assert alarm.kind == "small_not_found" and "-0.010 (-0.040 to 0.030), surely no gain of 0.05" in alarm.text
     assert alarms(table, worth=worth(-0.1, -0.2, -0.01)) == [] == alarms(table, worth=worth(None, None, None))
+    assert alarms(table, worth=worth(-0.2, -0.41, 0.01)) == [] == alarms(table, worth=worth(-0.3, None, None))
+    assert alarms(table, worth=worth(0.0, 0.0, 0.0, control=0.0)) == []
     assert alarms(table, worth={"tasks": {"segment": {"not_run": "too few"}}}) == []
     refused = records.rows_to_table("samples", rows([True] * 50)).select(list(COLUMNS))
-    assert [alarm.kind for alarm in alarms(refused, worth=worth(0.0, -0.1, 0.1))] == ["rejected_too_often"]
+    assert [alarm.kind for alarm in alarms(refused, worth=worth(0.0, -0.01, 0.1))] == ["rejected_too_often"]

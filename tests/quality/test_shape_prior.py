@@ -154,3 +154,15 @@ def test_it_is_saved_and_loaded_to_the_last_bit(prior: ShapePrior, tmp_path: Pat
 def test_one_mask_is_no_prior() -> None:
     with pytest.raises(ValueError, match="must be fitted on at least two masks that are not empty, got 1"):
         ShapePrior.fit([ellipse(32, 16, 16, 5, 5), np.zeros((32, 32), bool)], ["nevus", "nevus"])
+
+
+def test_a_mask_of_thousands_of_pieces_costs_no_canvas_for_each() -> None:
+    import tracemalloc
+
+    noisy = np.random.default_rng(0).random((512, 512)) < 0.06
+    noisy[200:260, 200:260] = True
+    tracemalloc.start()
+    described = describe(noisy)
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+    assert described is not None and math.exp(described[0]) == pytest.approx(60**2 / 512**2, rel=0.1)

@@ -236,3 +236,12 @@ def test_a_long_plan_comes_in_parts_that_go_on_where_the_last_one_ended(tmp_path
     assert parts[1]["index"].to_pylist() == list(range(PART_ROWS, PART_ROWS + 10))
     assert parts[1]["unit"][0].as_py() == PART_ROWS // 1024
     assert parts[1]["sample_id"][0].as_py() == records.sample_id("f", PART_ROWS)
+
+
+def test_images_count_for_the_banks_of_their_cell_in_equal_shares_and_skin_types_are_kept():
+    rows = [{"diagnosis": "nevus", "ita": 60.0, "split": "train", "outcome": "accepted"}] * 101
+    asked = section(skin_types=list(taxonomy.SKIN_TYPES), banks=["minimal", "extended"])
+    counts, unknown = cell_counts(corpus(rows), asked)
+    assert unknown == 0 and {cell: count for cell, count in counts.items() if count} == {
+        ("nevus", "I", "minimal"): 51, ("nevus", "I", "extended"): 50,
+    }  # fmt: skip

@@ -110,12 +110,13 @@ def test_the_gate_compares_the_planned_mask_with_what_it_finds(base: Path, tmp_p
     assert {(row["outcome"], row["reason"]) for row in refused} == {("rejected", "low_iou")}
     changed = ANY.model_copy(update={"min_background_psnr": 98.0})
     judge = LocalGate(ScoreSamples(tmp_path, digest, changed))
-    for keeps in ("image", "none"):
+    for keeps in ("image", "none", "latents"):
         section = SECTION.model_copy(update={"keep_rejected": keeps})
         found = SynthesizeSamples(base, None, section, changed, judge)([rows[0] | {"audit": True}, *rows[1:]])
         assert {(row["outcome"], row["reason"]) for row in found} == {("rejected", "changed_background")}
         assert [row["image"] is not None for row in found] == [True] + [keeps == "image"] * (len(rows) - 1)
         assert all(row["score_background_psnr"] < 98 for row in found)
+        assert all((row.get("latents") is not None) == (keeps == "latents") for row in found)
 
 
 def test_a_sample_depends_on_its_own_row_alone(base: Path) -> None:

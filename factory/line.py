@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from factory.recipe import Recipe
 from factory.run import Run
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from factory.quality.alarms import Alarm
 
 STEPS = ("ingest", "caption", "fit", "plan", "synthesize", "encoders", "evaluate", "release")
@@ -255,13 +258,24 @@ def base_parents(recipe: Recipe) -> list[Any]:
 
 def alarms_of(run: Run) -> list[Alarm]:
     """Those of the samples that are there, a running step's too."""
+    return _alarms(run, _made(run))
+
+
+def _made(run: Run) -> pa.Table | None:
+    """What alarms look at, of the samples that are there."""
     import pyarrow as pa
 
-    from factory.quality.alarms import COLUMNS, alarms
+    from factory.quality.alarms import COLUMNS
 
-    made = list(run.table("samples").committed(list(COLUMNS)))
+    parts = list(run.table("samples").committed(list(COLUMNS)))
+    return pa.concat_tables(parts) if parts else None
+
+
+def _alarms(run: Run, made: pa.Table | None) -> list[Alarm]:
+    from factory.quality.alarms import alarms
+
     worth = json.loads(run.store.read("lab/worth.json")) if run.store.exists("lab/worth.json") else None
-    return alarms(pa.concat_tables(made), worth=worth) if made else []
+    return [] if made is None else alarms(made, worth=worth)
 
 
 def metrics_of(run: Run) -> str:
@@ -270,14 +284,12 @@ def metrics_of(run: Run) -> str:
 
     from factory.quality.alarms import KINDS
 
-    registry, made = CollectorRegistry(), dict.fromkeys(records.OUTCOMES, 0)
-    for part in run.table("samples").committed(["outcome"]):
-        for outcome in part["outcome"].to_pylist():
-            made[outcome] += 1
+    registry, made = CollectorRegistry(), _made(run)
+    counted = Counter([] if made is None else made["outcome"].to_pylist())
     outcomes = Gauge("factory_run_samples", "Samples by outcome.", ["run", "outcome"], registry=registry)
-    for outcome, count in made.items():
-        outcomes.labels(run.uri, outcome).set(count)
-    found = [alarm.kind for alarm in alarms_of(run)]
+    for outcome in records.OUTCOMES:
+        outcomes.labels(run.uri, outcome).set(counted[outcome])
+    found = [alarm.kind for alarm in _alarms(run, made)]
     raised = Gauge("factory_run_alarms", "Alarms by kind; above 0 a person should look.", ["run", "kind"],
                    registry=registry)  # fmt: skip
     for kind in KINDS:

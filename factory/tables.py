@@ -361,12 +361,18 @@ class Table:
 
     def _columns_of(self, file: Any, columns: list[str] | None, filter: pc.Expression | None) -> pa.Table:
         """Those of a part, and null for what was added to such tables after it was written."""
-        known, schema = columns, records.SCHEMAS.get(self.name)
-        if columns is not None and schema is not None:
-            there = pq.read_schema(file).names
-            known = [column for column in columns if column in there or column not in schema.names]
+        try:
+            table = pq.read_table(file, columns=columns, filters=filter)
+        except pa.ArrowInvalid:  # a column is missing: an older version's part, unless nobody ever had it
+            added = set(records.SCHEMAS[self.name].names if self.name in records.SCHEMAS else [])
             file.seek(0)
-        return parts.with_later_columns(self.name, pq.read_table(file, columns=known, filters=filter), columns)
+            there = set(pq.read_schema(file).names)
+            if columns is None or not added & (set(columns) - there):
+                raise
+            file.seek(0)
+            known = [column for column in columns if column in there or column not in added]
+            table = pq.read_table(file, columns=known, filters=filter)
+        return parts.with_later_columns(self.name, table, columns)
 
     def _checked(self, info: PartInfo) -> str:
         """The path of a sealed part, which is there and as long as it was."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from factory import records
 from factory.lab.intervals import proportion
 from factory.lab.lineage import near_copies
-from factory.lab.worth import measured_worth
+from factory.lab.worth import run_worth
 from factory.models.sampler import NON_FINITE
 from factory.quality.policy import decide
 from factory.recipe import GateSection, WorthSection
@@ -127,7 +127,7 @@ def _measured(
         if chosen.any():
             kept = as_accepted(made.filter(pa.array(chosen)))
             said = _saying(f"{varied} {name}", progress)
-            worth = measured_worth(store, real, kept, section, copies=copies, progress=said)
+            worth = run_worth(store, real, kept, section, copies=copies, progress=said, path=None)
             row |= {"tasks": worth["tasks"], "counts": worth["counts"]}
         rows.append(row)
     return {"varied": varied, "rows": rows, "section": section.model_dump(), "how": HOW}

@@ -92,28 +92,14 @@ def run_worth(
     *,
     copies: Mapping[str, Sequence[str]] | None = None,
     progress: Callable[[str], None] = print,
+    path: str | None = SUMMARY,
 ) -> dict[str, Any]:
-    """Runs what is missing of the experiment and writes lab/worth.json, which it returns.
+    """Runs what is missing of the experiment and returns its summary, written to `path` unless that is None.
 
     real: corpus rows, of which only accepted ones of the training split are used. synthetic: samples, of which only
     accepted ones are. copies: real record ids that a synthetic row nearly copies, by sample id (see
     `lineage.nearest_real`). Raises ValueError if either side is empty.
     """
-    summary = measured_worth(store, real, synthetic, section, copies=copies, progress=progress)
-    store.replace(SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
-    return summary
-
-
-def measured_worth(
-    store: Store,
-    real: pa.Table,
-    synthetic: pa.Table,
-    section: WorthSection,
-    *,
-    copies: Mapping[str, Sequence[str]] | None = None,
-    progress: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """The experiment of `run_worth`, cells kept and the summary not."""
     data = _data(real, synthetic, section, copies or {})
     plans = {task.name: list(_cells(task, data, section)) for task in TASKS}
     total = sum(map(len, plans.values()))
@@ -122,7 +108,10 @@ def measured_worth(
         results[cell.task.name].append(_run_cell(store, cell, data, section))
         done = sum(map(len, results.values()))
         progress(f"worth: cell {done} of {total}, {_sentence(results[cell.task.name][-1])}")
-    return _summary(results, data, section)
+    summary = _summary(results, data, section)
+    if path is not None:
+        store.replace(path, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    return summary
 
 
 # ------------------------------------------------------------------------------------------------------ rows

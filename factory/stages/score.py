@@ -69,8 +69,8 @@ class ScoreSamples:
         """Of each mask the overlap with what was found, and the IoU that it is judged by."""
         agreements = agreement(probability, masks)
         measured = agreements[:, 0]
-        calibrated = self.section.calibrated and self.estimator is not None
-        judged = self.estimator.expected(agreements) if calibrated and self.estimator else measured
+        estimator = self.estimator if self.section.calibrated else None
+        judged = measured if estimator is None else estimator.expected(agreements)
         return zip(measured.tolist(), judged.tolist(), strict=True)
 
     @torch.inference_mode()
@@ -99,8 +99,7 @@ class ScoreSamples:
         scores |= shape_scores(mask)
         if stage == "final":
             scores["score_hausdorff_px"] = None if measured is None else hausdorff95(mask, chance > 0.5)
-            known = self.shapes is not None and mask.any()
-            scores["score_shape"] = self.shapes.mahalanobis(mask) if self.shapes and known else None
+            scores["score_shape"] = self.shapes.mahalanobis(mask) if self.shapes and mask.any() else None
         outcome, reason = decide(scores, self.section, stage)
         return {"outcome": outcome, "reason": reason, "scores": scores}
 

@@ -90,15 +90,16 @@ class SynthesizeSamples:
     def prepare(self, size: tuple[int, int]) -> None:
         """Makes ready for samples of a size (width, height), with as many slots as fit: what is compiled is compiled
         now, and not while a unit is timed."""
-        ready = False
-        while not ready:
+        while True:
             try:
                 self._sampler(size, together=True)
-                ready = True
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            ready = ready or not self.halve()
+            else:
+                return
+            if not self.halve():
+                return
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Rows of one size; the result is in their order."""

@@ -31,10 +31,10 @@ from factory.fits.examples import ImageExamples, accepted_rows, image_bytes
 from factory.fits.finetune import FinetuneObjective
 from factory.fits.loop import train
 from factory.fits.mae import MaeObjective
+from factory.fits.probing import answers, linear_probe, nearest_neighbours, scores
 from factory.images import encode_png
 from factory.lab.dermae import AloneObjective
 from factory.lab.intervals import cross_validated, over_seeds
-from factory.lab.probing import answers, linear_probe, nearest_neighbours, scores
 from factory.models.classifier import Normalised, build_classifier
 from factory.models.student import cost
 from factory.recipe import CorpusSection, DistillSection, FinetuneSection, MaeSection

@@ -311,6 +311,12 @@ class Table:
         manifest = self.sealed()
         return (self._read_part(info, columns, filter) for info in manifest.parts)
 
+    def with_image(self) -> Iterator[pa.ChunkedArray]:
+        """Which rows of each sealed part have an image, in part order, without reading one."""
+        for info in self.sealed().parts:
+            with self.store.open(self._checked(info)) as file:
+                yield pc.is_valid(pq.ParquetFile(file).read(["image.path"])["image"])
+
     def committed(self, columns: list[str]) -> Iterator[pa.Table]:
         """The parts that are in place by now, sealed or not, in order."""
         for part in self.parts():

@@ -38,3 +38,14 @@ def read_card(directory: Path) -> dict[str, Any]:
         raise ValueError(f"weights must be a directory with a {CARD}, got {directory}; run the fit that makes them.")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def checkpoint_at(named: str, field: str) -> Path:
+    """The checkpoint that a recipe's field names. Raises ValueError if it is not there or not safetensors."""
+    path = Path(named)
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(
+            f"{field} must be a .safetensors file that is there, got {named}; `factory convert` makes one of a pickled "
+            "checkpoint."
+        )
+    return path

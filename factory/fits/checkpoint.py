@@ -21,7 +21,10 @@ from factory.recipe import FitSection
 
 CHECKPOINT, METRICS = "state.pt", "metrics.jsonl"
 # What may change between two starts of one fit: it changes who computes, how much at once and what is looked at.
-FREE = {"num_workers", "min_workers", "sharding", "micro_batch", "checkpoint_every", "preview_every"}
+FREE = {
+    "num_workers", "min_workers", "sharding", "micro_batch", "checkpoint_every", "preview_every", "probe_every",
+    "keep_gib",
+}  # fmt: skip
 
 
 @dataclass

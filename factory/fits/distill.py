@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory import records
-from factory.fits.card import read_card, write_card
+from factory.fits.card import checkpoint_at, read_card, write_card
 from factory.fits.examples import ImageExamples, accepted_rows, augment, image_bytes, training_rows, with_images
 from factory.fits.loop import Progress, Worker, train
 from factory.fits.objective import Examples, RowNoise
@@ -187,17 +187,6 @@ def load_student(directory: Path) -> Normalised:
     weights = directory / "model.safetensors"
     options = card.get("options", {})
     return build_classifier(card["architecture"], len(card["classes"]), card["image_size"], weights, **options).eval()
-
-
-def checkpoint_at(named: str, field: str) -> Path:
-    """The checkpoint that a recipe's field names. Raises ValueError if it is not there or not safetensors."""
-    path = Path(named)
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise ValueError(
-            f"{field} must be a .safetensors file that is there, got {named}; `factory convert` makes one of a pickled "
-            "checkpoint."
-        )
-    return path
 
 
 def _check_teacher(directory: Path, classes: list[str]) -> None:

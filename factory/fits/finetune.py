@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factory.fits.card import digest_of, read_card, write_card
-from factory.fits.distill import checkpoint_at, diagnosed, load_student, save_timm
+from factory.fits.card import checkpoint_at, digest_of, read_card, write_card
+from factory.fits.distill import diagnosed, load_student, save_timm
 from factory.fits.examples import ImageExamples, augment
 from factory.fits.mixing import mixed
 from factory.fits.objective import Examples, RowNoise

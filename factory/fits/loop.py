@@ -29,6 +29,8 @@ from factory.fits.sharding import whole
 from factory.fits.validation import HeldOut
 from factory.recipe import FitSection
 
+PROBES = ("linear_probe", "nearest_neighbours")  # what an objective with `probe_every` measures
+
 __all__ = ["CHECKPOINT", "METRICS", "Preview", "Progress", "Worker", "learning_rate", "train"]
 
 
@@ -187,7 +189,20 @@ class _Fit:
             found["validation_loss"] = self._validate(step)
         if self.section.preview_every and step % self.section.preview_every == 0:
             found |= self._preview(step)
+        every = getattr(self.section, "probe_every", 0)  # of fits whose features tell something
+        if every and step % every == 0:
+            found |= self._probe()
         return found
+
+    def _probe(self) -> dict[str, float]:
+        """The objective's probes of its frozen model: asked on rank 0, while the others wait, and known to all."""
+        ranks, found = self.worker.world_size, dict.fromkeys(PROBES, 0.0)
+        with validation.averaged(self.state):
+            values = validation.whole_values(self.state) if self.worker.shard is not None else {}
+            if self.worker.rank == 0:
+                model = self.state.model if self._whole is None else validation.put_whole(self._whole, values).eval()
+                found = self.objective.probed(model)  # type: ignore[attr-defined]
+        return {name: share * ranks for name, share in self.worker.mean(found).items()}
 
     def _validate(self, step: int) -> float:
         assert self.held_out is not None

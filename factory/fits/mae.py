@@ -1,22 +1,30 @@
-"""Masked pre-training (MAE or SimMIM) of a timm ViT on the corpus and, if the recipe says so, the accepted samples."""
+"""Masked pre-training (MAE or SimMIM) of a timm ViT on the corpus, on the accepted samples, or on both.
+
+Images are streamed from the tables' parts (`fits/streamed.py`). With `probe_every`, what the features tell of the
+validation images' diagnoses is measured on the way: nothing is chosen by it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from factory.fits.card import write_card
-from factory.fits.examples import ImageExamples, accepted_rows, augment, image_bytes, training_rows
+from factory import records
+from factory.fits.card import checkpoint_at, digest_of, write_card
+from factory.fits.examples import augment
 from factory.fits.objective import Examples, RowNoise
+from factory.fits.probing import Probe, probe_of
+from factory.fits.streamed import StreamedImages, shards_of
 from factory.models.classifier import Normalised, normalised
-from factory.models.mae import MaskedAutoencoder, load_mae, save_mae
+from factory.models.mae import MaskedAutoencoder, begin_from, load_mae, save_mae
 from factory.models.simmim import SimMIM
 from factory.models.student import cost
 from factory.recipe import MaeSection
+from factory.tables import Table
 
 # RandomResizedCrop's least area in the paper; of its augmentations only crop and flip are used.
 MIN_AREA = 0.2
@@ -25,14 +33,25 @@ MIN_AREA = 0.2
 class MaeObjective:
     """Fills in masked patches. The model is a Normalised MaskedAutoencoder or SimMIM: pixels in [0, 1] go in."""
 
-    def __init__(self, section: MaeSection, examples: Examples, provenance: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        section: MaeSection,
+        examples: Examples,
+        provenance: Mapping[str, object] | None = None,
+        probe: Probe | None = None,
+    ) -> None:
         self.section, self.examples, self.provenance = section, examples, dict(provenance or {})
+        self.probe = probe
 
     def build(self) -> Normalised:
-        """The autoencoder at step 0, a function of the seed alone."""
+        """The autoencoder at step 0, a function of the seed and of the weights it begins from."""
+        s = self.section
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.section.seed)
-            return self._wrapped(self._architecture())
+            torch.manual_seed(s.seed)
+            model = self._architecture()
+        if s.weights is not None:
+            begin_from(model, checkpoint_at(s.weights, "fit.mae.weights"))
+        return self._wrapped(model)
 
     def _architecture(self) -> MaskedAutoencoder | SimMIM:
         s = self.section
@@ -60,6 +79,11 @@ class MaeObjective:
         loss, _, _ = model(pixels, self.section.mask_ratio, noise.uniform(length).to(pixels.device))
         return {"loss": loss}
 
+    def probed(self, model: nn.Module) -> dict[str, float]:
+        """What the encoder's features tell; the loop asks every `probe_every` steps."""
+        assert isinstance(model, Normalised) and self.probe is not None
+        return self.probe(normalised(model.model.encoder).to(model.mean.device))
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """The encoder as a timm directory, the decoder beside it, and the card of the encoder."""
         assert isinstance(model, Normalised)
@@ -70,7 +94,8 @@ class MaeObjective:
             "objective": "mae", "pretraining": s.objective, "architecture": s.encoder,
             "patch_size": s.patch_size, "mask_ratio": s.mask_ratio,
             "norm_pix_loss": s.norm_pix_loss, "steps": s.steps, "batch_size": s.batch_size,
-            "num_images": len(self.examples),
+            "num_images": len(self.examples), "data": s.data,
+            "begun_from": None if s.weights is None else digest_of(Path(s.weights)),
         }  # fmt: skip
         write_card(directory, cost(model.model.encoder, s.image_size), self.provenance | fields)
 
@@ -79,13 +104,27 @@ class MaeObjective:
         return self._wrapped(load_mae(self._architecture(), directory))
 
 
-def mae_objective(section: MaeSection, corpus: pa.Table, samples: pa.Table | None = None) -> MaeObjective:
-    """The objective over a run's tables: training images, then accepted samples where `include_samples` says so."""
-    real = training_rows(corpus)
-    encoded = image_bytes(real)
-    made = image_bytes(accepted_rows(samples)) if samples is not None and section.include_samples else []
-    provenance = {
-        "num_real": len(encoded), "num_synthetic": len(made),
-        "licences": sorted(set(real["licence"].to_pylist()) - {None}),
-    }  # fmt: skip
-    return MaeObjective(section, ImageExamples(encoded + made, section.image_size), provenance)
+def mae_objective(section: MaeSection, corpus: Table, samples: Table | None = None) -> MaeObjective:
+    """The objective over a run's tables: the corpus's training images, the accepted samples, or both, as `data` says.
+
+    Raises ValueError where there are none, and where features are to be probed and no labelled images are there.
+    """
+    accepted = pc.field("outcome") == records.ACCEPTED
+    real = pc.field("split") == "train"
+    parts, licences, counts = [], set[str](), {"num_real": 0, "num_synthetic": 0}
+    if section.data != "synthetic":
+        shards, rows = shards_of(corpus, accepted & real, ["split", "outcome", "licence"])
+        parts, counts["num_real"] = shards, len(rows)
+        licences = set(rows["licence"].to_pylist()) - {None}
+    if section.data != "real" and samples is not None:
+        shards, rows = shards_of(samples, accepted, ["outcome"])
+        parts, counts["num_synthetic"] = [*parts, *shards], len(rows)
+    if not parts:
+        raise ValueError(
+            f"fit mae must have images of fit.mae.data={section.data}, got none; ingest a corpus or synthesize samples."
+        )
+    examples = StreamedImages(
+        parts, section.image_size, shuffle_rows=section.shuffle_rows, keep_bytes=int(section.keep_gib * 2**30)
+    )
+    probe = probe_of(corpus, section.image_size) if section.probe_every else None
+    return MaeObjective(section, examples, counts | {"licences": sorted(licences)}, probe)

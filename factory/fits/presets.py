@@ -99,14 +99,14 @@ def describe(
 
 def memory_of(model: nn.Module, base: str | Path | None, section: LoraSection, size: int) -> dict[str, Any]:
     """Bytes by part of a fit of `model`, a network on the meta device with what trains on it (`memory.estimate`)."""
-    from factory.fits import memory, probes
+    from factory.fits import memory, meta_forward
     from factory.models.weights import STARTER
 
     starter = base is None and section.family in ("joint", "class_conditional")
-    factor = probes.factor_of(STARTER if starter else base)
+    factor = meta_forward.factor_of(STARTER if starter else base)
     work = memory.workload_of(section, size)
     memory.narrow_base(model, work.base_dtype)
-    return memory.estimate(model, probes.forward_of(section.family, model, work, factor), work)
+    return memory.estimate(model, meta_forward.forward_of(section.family, model, work, factor), work)
 
 
 def built(family: str, preset: Preset, base: str | Path | None, name: str) -> tuple[nn.Module, list[str]]:

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_map
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """Cuts a model's parameters over the default process group, in place: each block of its lists of blocks, then the
-    rest. A model that is only a container of others (`nn.ModuleDict`) is cut child by child, because it is never
-    called itself."""
+    """Cuts a model's parameters over the default process group, in place: each block of its lists of blocks (also of
+    timm's, which are sequences of one kind of block), then the rest. A model that is only a container of others
+    (`nn.ModuleDict`) is cut child by child, because it is never called itself."""
     from torch.distributed.fsdp import fully_shard
 
     if isinstance(model, (nn.ModuleDict, nn.ModuleList)):
@@ -26,12 +26,16 @@ def shard(model: nn.Module) -> nn.Module:
             shard(child)
         return model
     for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            for block in module:
+        if isinstance(module, nn.ModuleList) or _is_blocks(module):
+            for block in module.children():
                 if any(True for _ in block.parameters()):
                     fully_shard(block)
     fully_shard(model)
     return model
+
+
+def _is_blocks(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) > 1 and len({type(child) for child in module}) == 1
 
 
 def whole(value: Any) -> Any:

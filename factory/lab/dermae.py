@@ -25,13 +25,12 @@ import torch
 from torch import nn
 
 from factory import records
+from factory.fits.card import checkpoint_at, read_card, write_card
 from factory.fits.card import digest_of as file_digest
-from factory.fits.card import read_card, write_card
 from factory.fits.distill import (
     TEACHER,
     DistillObjective,
     TeacherObjective,
-    checkpoint_at,
     load_student,
     save_timm,
 )
@@ -40,9 +39,9 @@ from factory.fits.finetune import FinetuneObjective
 from factory.fits.loop import CHECKPOINT, Worker, train
 from factory.fits.mae import MaeObjective
 from factory.fits.objective import Objective
+from factory.fits.probing import answers, scores
 from factory.lab.dermae_rows import DATA, Rows, rows_of
 from factory.lab.dermae_summary import summary_of, table_lines
-from factory.lab.probing import answers, scores
 from factory.models.classifier import build_classifier
 from factory.models.student import cost
 from factory.recipe import DermaeSection, FitSection, NetworkSection

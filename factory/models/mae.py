@@ -9,7 +9,7 @@ in the rest from mask tokens; the loss is on the masked patches alone. Positions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,11 +80,10 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         check_encoder(encoder, image_size, patch_size)
         _check_decoder(decoder_width)
-        import timm
         from timm.models.vision_transformer import Block
 
         self.patch_size, self.norm_pix_loss = patch_size, norm_pix_loss
-        self.encoder: Any = timm.create_model(encoder, img_size=image_size, patch_size=patch_size, num_classes=0)
+        self.encoder: Any = build_encoder(encoder, image_size, patch_size)
         side = image_size // patch_size
         vit: Any = self.encoder  # timm's attributes are not nn.Module's
         self.decoder_embed = nn.Linear(vit.embed_dim, decoder_width)
@@ -157,6 +156,17 @@ class MaskedAutoencoder(nn.Module):
         return self.forward_loss(images, predicted, mask), predicted, mask
 
 
+def build_encoder(name: str, image_size: int, patch_size: int) -> Any:
+    """timm's ViT without a head, with its final norm over the tokens, also where timm's own norms what it has pooled:
+    so its checkpoint fits under either pooling."""
+    import timm
+
+    options = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0, "fc_norm": False}
+    found: Any = timm.create_model(name, **options)
+    # A pool by attention is no part of what is pre-trained.
+    return found if found.attn_pool is None else timm.create_model(name, **options, global_pool="avg")
+
+
 def check_encoder(encoder: str, image_size: int, patch_size: int) -> None:
     """Raises ValueError for no plain ViT, an image smaller than a patch, and patches that do not tile it."""
     from timm.models import is_model_in_modules
@@ -199,6 +209,33 @@ def save_mae(model: nn.Module, directory: Path) -> None:
         name: value.contiguous() for name, value in model.state_dict().items() if not name.startswith("encoder.")
     }
     save_file(decoder, directory / DECODER)
+
+
+def begin_from(model: nn.Module, path: Path) -> None:
+    """Puts a checkpoint's encoder into a MaskedAutoencoder or SimMIM: one of MAE's authors, whose names are timm's, or
+    of timm. Its head is left out, positions of another image size are interpolated as timm does, and its decoder is
+    taken where it is of the model's shape. Raises ValueError for an encoder of another width, depth or patch size."""
+    from safetensors.torch import load_file
+    from timm.layers import resample_abs_pos_embed
+
+    state, encoder = load_file(path), cast(Any, model.encoder)
+    own: dict[str, Tensor] = encoder.state_dict()
+    if "pos_embed" in state and state["pos_embed"].shape[2:] == own["pos_embed"].shape[2:]:
+        side, prefix = encoder.patch_embed.grid_size, own["pos_embed"].shape[1] - encoder.patch_embed.num_patches
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(side), num_prefix_tokens=prefix)
+    wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
+    if wrong:
+        name = wrong[0]
+        found = f"{list(state[name].shape)}" if name in state else "none"
+        raise ValueError(
+            f"fit.mae.weights must hold fit.mae.encoder, whose {name} is {list(own[name].shape)}, got {found} in "
+            f"{path} ({len(wrong)} differ); name the encoder and patch_size that it was made with."
+        )
+    encoder.load_state_dict({name: state[name] for name in own})
+    fixed = ("encoder.", "decoder_pos_embed")  # the authors' decoder also has a place for the class token
+    rest = {name: value for name, value in model.state_dict().items() if not name.startswith(fixed)}
+    if all(name in state and state[name].shape == value.shape for name, value in rest.items()):
+        model.load_state_dict({name: state[name] for name in rest}, strict=False)
 
 
 def load_mae(model: _Model, directory: Path) -> _Model:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factory.models.mae import check_encoder, patchify
+from factory.models.mae import build_encoder, check_encoder, patchify
 
 
 class SimMIM(nn.Module):
@@ -25,10 +25,8 @@ class SimMIM(nn.Module):
     def __init__(self, encoder: str, image_size: int, patch_size: int) -> None:
         super().__init__()
         check_encoder(encoder, image_size, patch_size)
-        import timm
-
         self.patch_size = patch_size
-        self.encoder: Any = timm.create_model(encoder, img_size=image_size, patch_size=patch_size, num_classes=0)
+        self.encoder: Any = build_encoder(encoder, image_size, patch_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.encoder.embed_dim))
         self.head = nn.Linear(self.encoder.embed_dim, patch_size**2 * 3)
         nn.init.trunc_normal_(self.mask_token, std=0.02)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory import records, taxonomy
 from factory.fits import preflight
-from factory.fits.card import digest_of, read_card
+from factory.fits.card import checkpoint_at, digest_of, read_card
 from factory.fits.checkpoint import FREE
 from factory.models.weights import FAMILIES, family_of, generator_digest, tree_digest
 from factory.recipe import FitSection, Recipe
@@ -143,13 +143,14 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     if name in ("mae", "finetune", "distill") and run.table("samples").manifest() is not None:
         tables = (*tables, "samples")
     if name in ("finetune", "distill"):
-        from factory.fits.distill import checkpoint_at
         from factory.fits.finetune import checkpoint_of
 
         source = _source(run, recipe, name)
         found["encoder"] = (
             digest_of(checkpoint_of(recipe.fit.finetune)) if source is None else read_card(source)["digest"]
         )
+    if name == "mae" and recipe.fit.mae.weights is not None:
+        found["begun_from"] = digest_of(checkpoint_at(recipe.fit.mae.weights, "fit.mae.weights"))
     if name == "distill" and recipe.fit.distill.student_weights is not None:
         found["student"] = digest_of(checkpoint_at(recipe.fit.distill.student_weights, "fit.distill.student_weights"))
     return found | {"tables": {table: run.table(table).digest() for table in tables}}
@@ -177,10 +178,10 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
         return gate.FitGate(fitted_generator(run, recipe)[0], recipe.fit.gate, recipe.plan.size)
     if name == "lora":
         return fit_rows.objective(run, recipe)
-    corpus = run.table("corpus").read()
-    samples = run.table("samples").read() if run.table("samples").manifest() else None
+    made = run.table("samples").manifest() is not None
     if name == "mae":
-        return mae.mae_objective(recipe.fit.mae, corpus, samples)
+        return mae.mae_objective(recipe.fit.mae, run.table("corpus"), run.table("samples") if made else None)
+    corpus, samples = run.table("corpus").read(), run.table("samples").read() if made else None
     source = _source(run, recipe, name)
     if name == "finetune":
         return finetune.finetune_objective(recipe.fit.finetune, source, corpus, samples)

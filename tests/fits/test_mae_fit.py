@@ -19,6 +19,8 @@ from factory.fits.loop import train
 from factory.fits.mae import MaeObjective, mae_objective
 from factory.fits.objective import RowNoise
 from factory.recipe import MaeSection
+from factory.run import Run
+from factory.tables import Table
 
 SECTION = MaeSection(
     encoder="test_vit", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, steps=12, batch_size=8,
@@ -48,10 +50,29 @@ def _samples() -> pa.Table:
     return records.rows_to_table("samples", rows)
 
 
-def test_only_accepted_training_images_and_accepted_samples_are_learned_from() -> None:
-    assert len(mae_objective(SECTION, _corpus(), _samples()).examples) == 8 + 1
-    alone = SECTION.model_copy(update={"include_samples": False})
-    assert len(mae_objective(alone, _corpus(), _samples()).examples) == 8
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, Table]:
+    """A sealed corpus of two parts and its samples."""
+    run = Run(tmp_path_factory.mktemp("mae") / "run")
+    corpus, samples, rows = run.table("corpus"), run.table("samples"), _corpus()
+    for part in range(2):
+        corpus.commit(part, rows.slice(6 * part, 6))
+    corpus.seal(2, {"of": "test"}, {})
+    samples.commit(0, _samples())
+    samples.seal(1, {"of": "test"}, {})
+    return corpus, samples
+
+
+@pytest.mark.parametrize(("data", "count"), [("mixed", 8 + 1), ("real", 8), ("synthetic", 1)])
+def test_only_accepted_training_images_and_accepted_samples_are_learned_from(
+    tables: tuple[Table, Table], data: str, count: int
+) -> None:
+    assert len(mae_objective(SECTION.model_copy(update={"data": data}), *tables).examples) == count
+
+
+def test_an_arm_without_images_is_refused(tables: tuple[Table, Table]) -> None:
+    with pytest.raises(ValueError, match=r"must have images of fit\.mae\.data=synthetic, got none; ingest"):
+        mae_objective(SECTION.model_copy(update={"data": "synthetic"}), tables[0])
 
 
 def test_examples_are_decoded_when_asked_for_and_do_not_travel() -> None:
@@ -91,24 +112,56 @@ def test_a_crop_of_the_whole_image_is_the_image_or_its_mirror() -> None:
     assert seen == {0, 1, 2, 3}
 
 
-def test_the_loss_falls_on_a_few_images(tmp_path: Path) -> None:
+def test_the_loss_falls_on_a_few_images(tables: tuple[Table, Table], tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"steps": 60, "checkpoint_every": 60})
-    train(mae_objective(section, _corpus()), section, tmp_path, log_every=10)
+    train(mae_objective(section, tables[0]), section, tmp_path, log_every=10)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_fit_that_stops_and_goes_on_ends_where_one_that_did_not_stop_ends(tmp_path: Path) -> None:
-    objective = mae_objective(SECTION, _corpus())
-    half = SECTION.model_copy(update={"steps": 6})
-    train(objective, half, tmp_path / "stopped")
-    stopped = train(objective, SECTION, tmp_path / "stopped").state_dict()
-    whole = train(objective, SECTION, tmp_path / "whole").state_dict()
+@pytest.mark.parametrize("keep_gib", [0.0, 4.0])
+def test_a_fit_that_stops_and_goes_on_ends_where_one_that_did_not_stop_ends(
+    tables: tuple[Table, Table], tmp_path: Path, keep_gib: float
+) -> None:
+    section = SECTION.model_copy(update={"shuffle_rows": 4, "keep_gib": keep_gib})
+    half = section.model_copy(update={"steps": 6})
+    train(mae_objective(half, *tables), half, tmp_path / "stopped")
+    stopped = train(mae_objective(section, *tables), section, tmp_path / "stopped").state_dict()
+    whole = train(mae_objective(section, *tables), section, tmp_path / "whole").state_dict()
     assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 
 
-def test_saved_weights_come_back_and_their_card_says_what_they_are(tmp_path: Path) -> None:
-    objective = mae_objective(SECTION, _corpus(), _samples())
+def test_features_are_probed_on_the_way_and_the_fit_ends_where_one_that_was_not_probed_ends(
+    tmp_path: Path,
+) -> None:
+    rows = []
+    for index in range(36):
+        light, split = index % 2, "train" if index < 24 else "val"
+        pixels = np.random.default_rng(index).integers(0, 90, (32, 32, 3), dtype=np.uint8) + np.uint8(150 * light)
+        image = records.image_struct(images.encode_png(pixels), "i.png")
+        named = {"row_id": f"r{index}", "record_id": f"c{index}", "diagnosis": ("melanoma", "nevus")[light]}
+        rows.append(named | {"image": image, "split": split, "licence": "CC0-1.0", "outcome": "accepted"})
+    corpus = Run(tmp_path / "run").table("corpus")
+    corpus.commit(0, records.rows_to_table("corpus", rows))  # type: ignore[arg-type]
+    corpus.seal(1, {"of": "test"}, {})
+    probed = SECTION.model_copy(update={"probe_every": 6})
+    ends = [
+        train(mae_objective(section, corpus), section, tmp_path / name).state_dict()
+        for name, section in (("probed", probed), ("plain", SECTION))
+    ]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    curve = [json.loads(line) for line in (tmp_path / "probed" / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["step"], row["linear_probe"], row["nearest_neighbours"]) for row in curve if "linear_probe" in row]
+    assert found == [(6, 1.0, 1.0), (12, 1.0, 1.0)]  # dark and light images are told apart by any features
+
+
+def test_a_probe_without_labels_is_refused(tables: tuple[Table, Table]) -> None:
+    with pytest.raises(ValueError, match=r"probe_every must have images of two diagnoses .*, got \d in (train|val);"):
+        mae_objective(SECTION.model_copy(update={"probe_every": 6}), *tables)
+
+
+def test_saved_weights_come_back_and_their_card_says_what_they_are(tables: tuple[Table, Table], tmp_path: Path) -> None:
+    objective = mae_objective(SECTION, *tables)
     model = objective.build()
     objective.save(model, tmp_path)
     loaded = objective.load(tmp_path).state_dict()

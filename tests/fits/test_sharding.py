@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.distributed.fsdp import FSDPModule
 
+from factory.fits.examples import ImageExamples
 from factory.fits.loop import Worker, train
+from factory.fits.mae import MaeObjective
 from factory.fits.objective import RowNoise
 from factory.fits.sharding import shard
-from factory.recipe import FitSection
+from factory.images import encode_png
+from factory.recipe import FitSection, MaeSection
 
 SECTION = FitSection(
     steps=8, batch_size=4, learning_rate=0.05, warmup_steps=1, checkpoint_every=2, ema_decay=0.5, validate_every=4
@@ -70,19 +75,39 @@ class FitBlocks:
         raise NotImplementedError
 
 
+MAE = MaeSection(
+    encoder="test_vit", image_size=32, patch_size=8, decoder_width=32, decoder_depth=2, steps=6, batch_size=4,
+    warmup_steps=1, checkpoint_every=3, ema_decay=0.5,
+)  # fmt: skip
+
+
+def _mae() -> MaeObjective:
+    drawn = [np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8) for k in range(6)]
+    return MaeObjective(MAE, ImageExamples([encode_png(one) for one in drawn], 32))
+
+
+def _mae_rank(rank: int, port: int, directory: Path) -> None:
+    _join(rank, port)
+    objective = _mae()
+    pieces = list[int]()
+
+    def counted(model: nn.Module) -> nn.Module:
+        cut = shard(model)
+        pieces.append(sum(isinstance(module, FSDPModule) for module in model.modules()))
+        return cut
+
+    model = train(objective, MAE, directory, worker=Worker(rank, 2, shard=counted, mean=_mean))
+    assert pieces == [6 + 2 + 1]  # each block of the encoder and of the decoder, then the rest
+    if rank == 0:
+        objective.save(model, directory)
+    distributed.destroy_process_group()
+
+
 def _rank(rank: int, port: int, directory: Path, stop_at: int | None) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-
-    def mean(metrics: dict[str, float]) -> dict[str, float]:
-        total = torch.tensor(list(metrics.values()), dtype=torch.float64)
-        distributed.all_reduce(total)
-        return dict(zip(metrics, (total / 2).tolist(), strict=True))
-
+    _join(rank, port)
     objective = FitBlocks(stop_at)
     # Both start from rank 0's checkpoint; only rank 0 writes.
-    worker = Worker(rank, 2, shard=shard, mean=mean)
+    worker = Worker(rank, 2, shard=shard, mean=_mean)
     try:
         model = train(objective, SECTION, directory, worker=worker)
     except InterruptedError:
@@ -92,11 +117,26 @@ def _rank(rank: int, port: int, directory: Path, stop_at: int | None) -> None:
     distributed.destroy_process_group()
 
 
-def _on_two(directory: Path, stop_at: int | None = None) -> None:
+def _join(rank: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+
+
+def _mean(metrics: dict[str, float]) -> dict[str, float]:
+    total = torch.tensor(list(metrics.values()), dtype=torch.float64)
+    distributed.all_reduce(total)
+    return dict(zip(metrics, (total / 2).tolist(), strict=True))
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, directory, stop_at), nprocs=2)
+        return int(free.getsockname()[1])
+
+
+def _on_two(directory: Path, stop_at: int | None = None) -> None:
+    multiprocessing.spawn(_rank, (_free_port(), directory, stop_at), nprocs=2)
 
 
 def _curve(directory: Path) -> list[dict[str, float]]:
@@ -120,3 +160,14 @@ def test_a_fit_in_pieces_goes_on_from_its_checkpoint_and_is_that_of_one_process(
     again = FitBlocks()
     train(again, SECTION, tmp_path / "two")
     assert again.calls == 0
+
+
+def test_a_masked_autoencoder_in_pieces_is_that_of_one_process(tmp_path: Path) -> None:
+    alone = _mae()
+    alone.save(train(alone, MAE, tmp_path / "one"), tmp_path / "one")
+    multiprocessing.spawn(_mae_rank, (_free_port(), tmp_path / "two"), nprocs=2)
+    for one, two in zip(_curve(tmp_path / "one"), _curve(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in mine.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=1e-4)

@@ -6,10 +6,14 @@ import math
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
+from factory.models.classifier import build_classifier
 from factory.models.mae import (
     MaskedAutoencoder,
+    begin_from,
     load_mae,
     patchify,
     random_masking,
@@ -131,8 +135,6 @@ def test_gradients_reach_the_encoder_the_decoder_and_the_mask_token(mae: MaskedA
 
 
 def test_timm_loads_the_encoder_with_equal_features(mae: MaskedAutoencoder, tmp_path: Path) -> None:
-    import timm
-
     save_mae(mae, tmp_path)
     by_path = timm.create_model(
         "test_vit", img_size=32, patch_size=8, num_classes=0, checkpoint_path=str(tmp_path / "model.safetensors")
@@ -147,6 +149,58 @@ def test_a_saved_autoencoder_comes_back_whole(mae: MaskedAutoencoder, tmp_path: 
     save_mae(mae, tmp_path)
     other = load_mae(MaskedAutoencoder("test_vit", 32, 8, decoder_width=32, decoder_depth=1).eval(), tmp_path)
     assert torch.equal(other(_images(), 0.75, _noise())[1], mae(_images(), 0.75, _noise())[1])
+
+
+def _authors(side: int = 4, decoder: int = 32) -> dict[str, torch.Tensor]:
+    """A checkpoint as MAE's authors write it: timm's names, and a decoder with a place for the class token."""
+    state = timm.create_model("test_vit", img_size=8 * side, patch_size=8, num_classes=3).state_dict()
+    theirs = MaskedAutoencoder("test_vit", 8 * side, 8, decoder_width=decoder, decoder_depth=1).state_dict()
+    state |= {name: value for name, value in theirs.items() if not name.startswith("encoder.")}
+    state["decoder_pos_embed"] = torch.zeros(1, side * side + 1, decoder)
+    return {name: torch.randn(value.shape, generator=torch.Generator().manual_seed(7)) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(("side", "decoder"), [(4, 32), (6, 32), (4, 64)])
+def test_an_autoencoder_begins_from_its_authors_checkpoint(tmp_path: Path, side: int, decoder: int) -> None:
+    state = _authors(side=side, decoder=decoder)
+    save_file(state, tmp_path / "mae.safetensors")
+    model = MaskedAutoencoder("test_vit", 32, 8, decoder_width=32, decoder_depth=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    begin_from(model, tmp_path / "mae.safetensors")
+    found = model.state_dict()
+    assert torch.equal(found["encoder.blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
+    assert torch.equal(found["encoder.pos_embed"], state["pos_embed"]) == (side == 4)  # others are interpolated
+    assert not torch.equal(found["encoder.pos_embed"], before["encoder.pos_embed"])
+    taken = torch.equal(found["mask_token"], state["mask_token"]) if decoder == 32 else False
+    assert taken == (decoder == 32) != torch.equal(found["mask_token"], before["mask_token"])
+    assert torch.equal(found["decoder_pos_embed"], before["decoder_pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "words"),
+    [
+        ("vit_tiny_patch16_224", 8, r"fit\.mae\.weights must hold fit\.mae\.encoder, whose \w+ is .*192.*, got .*64"),
+        ("test_vit", 16, r"whose patch_embed\.proj\.weight is \[64, 3, 16, 16\], got \[64, 3, 8, 8\] in"),
+    ],
+)
+def test_a_checkpoint_of_another_width_or_patch_is_refused_with_the_figure(
+    tmp_path: Path, name: str, patch_size: int, words: str
+) -> None:
+    save_file(_authors(), tmp_path / "mae.safetensors")
+    model = MaskedAutoencoder(name, 32, patch_size, decoder_width=32, decoder_depth=1)
+    with pytest.raises(ValueError, match=words):
+        begin_from(model, tmp_path / "mae.safetensors")
+
+
+@pytest.mark.parametrize("name", ["vit_little_patch16_reg4_gap_256", "vit_base_patch16_siglip_224"])
+def test_an_encoder_that_pools_otherwise_goes_on_to_fine_tuning(tmp_path: Path, name: str) -> None:
+    mae = MaskedAutoencoder(name, 32, 16, decoder_width=32, decoder_depth=1)
+    save_mae(mae, tmp_path)
+    classifier = build_classifier(name, 3, 32, tmp_path / "model.safetensors").eval()
+    by_directory = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    features = mae.encoder.eval().forward_features(_images())
+    assert torch.equal(classifier.model.forward_features(_images()), features)
+    assert torch.equal(by_directory.forward_features(_images()), features)
 
 
 @pytest.mark.parametrize(

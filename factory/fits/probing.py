@@ -1,22 +1,33 @@
 """What a classifier answers, and what a frozen encoder's features tell: a linear probe and nearest neighbours.
 
+`Probe` asks both of a fit on its way.
+
 N images  D encoder width
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from factory import records
 from factory.fits.examples import ImageExamples
+from factory.fits.streamed import Shard, shards_of, some_of
 from factory.models.classifier import Normalised
+from factory.tables import Table
 
 NEIGHBOURS = 20
+MOST = 1024  # images of either side that a fit is probed with on its way
+FOLDS = 3  # of that cross-validation
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of a probe's regularisation (C); chosen by cross-validation on its own rows
 
 Floats = NDArray[np.float32]
@@ -61,7 +72,7 @@ def linear_probe(encoder: Normalised, train: ImageExamples, test: ImageExamples)
     from sklearn.preprocessing import StandardScaler
 
     fitted = LogisticRegressionCV(
-        Cs=STRENGTHS, cv=3, class_weight="balanced", scoring="balanced_accuracy", max_iter=2000, l1_ratios=(0.0,),
+        Cs=STRENGTHS, cv=FOLDS, class_weight="balanced", scoring="balanced_accuracy", max_iter=2000, l1_ratios=(0.0,),
         use_legacy_attributes=False,
     )  # fmt: skip
     return _probed(make_pipeline(StandardScaler(), fitted), encoder, train, test)
@@ -73,6 +84,51 @@ def nearest_neighbours(encoder: Normalised, train: ImageExamples, test: ImageExa
 
     count = min(NEIGHBOURS, len(train.encoded))
     return _probed(KNeighborsClassifier(count, metric="cosine", weights="distance"), encoder, train, test)
+
+
+@dataclass
+class Probe:
+    """Labelled images, read when they are first asked about. splits: shards and labels (N,), to learn from and to test
+    on."""
+
+    splits: tuple[tuple[list[Shard], Rows], tuple[list[Shard], Rows]]
+    image_size: int
+
+    def __call__(self, encoder: Normalised) -> dict[str, float]:
+        """Balanced accuracy of a linear probe and of the nearest neighbours."""
+        train, test = self._examples
+        return {
+            "linear_probe": linear_probe(encoder, train, test)["balanced_accuracy"],
+            "nearest_neighbours": nearest_neighbours(encoder, train, test)["balanced_accuracy"],
+        }
+
+    @cached_property
+    def _examples(self) -> tuple[ImageExamples, ImageExamples]:
+        found = []
+        for shards, labels in self.splits:
+            rows, encoded = some_of(shards, MOST)
+            found.append(ImageExamples(encoded, self.image_size, labels[rows].tolist()))
+        return found[0], found[1]
+
+
+def probe_of(corpus: Table, image_size: int) -> Probe:
+    """A probe on the diagnoses of a corpus's training and validation images, of those that training shows at least
+    `FOLDS` times. Raises ValueError for fewer than two of them in either split."""
+    light = corpus.read(["split", "outcome", "diagnosis"], pc.field("outcome") == records.ACCEPTED)
+    seen = light.filter(pc.field("split") == "train")["diagnosis"].value_counts()
+    classes = sorted(one["values"].as_py() for one in seen if one["values"].is_valid and one["counts"].as_py() >= FOLDS)
+    known = (pc.field("outcome") == records.ACCEPTED) & pc.field("diagnosis").isin(classes)
+    splits = []
+    for split in ("train", "val"):
+        shards, rows = shards_of(corpus, known & (pc.field("split") == split), ["split", "outcome", "diagnosis"])
+        labels = pc.index_in(rows["diagnosis"], pa.array(classes, pa.string())).to_numpy().astype(np.int64)
+        if len(np.unique(labels)) < 2:
+            raise ValueError(
+                f"fit.mae.probe_every must have images of two diagnoses in training and validation, got "
+                f"{len(np.unique(labels))} in {split}; ingest more, or set it to 0."
+            )
+        splits.append((shards, labels))
+    return Probe((splits[0], splits[1]), image_size)
 
 
 def _probed(learner: Any, encoder: Normalised, train: ImageExamples, test: ImageExamples) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 
 from factory import images
 from factory.fits.examples import ImageExamples
-from factory.lab.probing import answers, features, linear_probe, nearest_neighbours, scores
+from factory.fits.probing import answers, features, linear_probe, nearest_neighbours, scores
 from factory.models.classifier import Normalised, build_classifier, normalised
 
 

@@ -94,7 +94,7 @@ class MaeObjective:
             "objective": "mae", "pretraining": s.objective, "architecture": s.encoder,
             "patch_size": s.patch_size, "mask_ratio": s.mask_ratio,
             "norm_pix_loss": s.norm_pix_loss, "steps": s.steps, "batch_size": s.batch_size,
-            "num_images": len(self.examples), "data": s.data,
+            "num_images": len(self.examples),
             "begun_from": None if s.weights is None else digest_of(Path(s.weights)),
         }  # fmt: skip
         write_card(directory, cost(model.model.encoder, s.image_size), self.provenance | fields)
@@ -105,23 +105,23 @@ class MaeObjective:
 
 
 def mae_objective(section: MaeSection, corpus: Table, samples: Table | None = None) -> MaeObjective:
-    """The objective over a run's tables: the corpus's training images, the accepted samples, or both, as `data` says.
+    """The objective over a run's tables: the corpus's training images, the accepted samples, or both.
 
     Raises ValueError where there are none, and where features are to be probed and no labelled images are there.
     """
     accepted = pc.field("outcome") == records.ACCEPTED
     real = pc.field("split") == "train"
     parts, licences, counts = [], set[str](), {"num_real": 0, "num_synthetic": 0}
-    if section.data != "synthetic":
+    if section.include_corpus:
         shards, rows = shards_of(corpus, accepted & real, ["split", "outcome", "licence"])
         parts, counts["num_real"] = shards, len(rows)
         licences = set(rows["licence"].to_pylist()) - {None}
-    if section.data != "real" and samples is not None:
+    if section.include_samples and samples is not None:
         shards, rows = shards_of(samples, accepted, ["outcome"])
         parts, counts["num_synthetic"] = [*parts, *shards], len(rows)
     if not parts:
         raise ValueError(
-            f"fit mae must have images of fit.mae.data={section.data}, got none; ingest a corpus or synthesize samples."
+            "fit mae must have images of the tables that it includes, got none; ingest a corpus or synthesize samples."
         )
     examples = StreamedImages(
         parts, section.image_size, shuffle_rows=section.shuffle_rows, keep_bytes=int(section.keep_gib * 2**30)

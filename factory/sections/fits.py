@@ -138,7 +138,6 @@ class MaeSection(FitSection):
     """Masked pre-training of a timm ViT: MAE (He et al. 2022) or SimMIM (Xie et al. 2022, mask_ratio 0.6)."""
 
     objective: Literal["mae", "simmim"] = "mae"  # simmim reads neither norm_pix_loss nor the decoder
-    data: Literal["real", "synthetic", "mixed"] = "mixed"  # the corpus, the accepted samples, or both
     weights: str | None = None  # a checkpoint (.safetensors) to begin from, MAE's own or timm's; null: random weights
     encoder: str = "vit_tiny_patch16_224"
     image_size: Annotated[int, Field(ge=32)] = 64
@@ -147,11 +146,19 @@ class MaeSection(FitSection):
     norm_pix_loss: bool = True
     decoder_width: Count = 64
     decoder_depth: Count = 2
+    include_corpus: bool = True  # false: the arm of synthetic images alone
+    include_samples: bool = True  # false: the arm of real images alone
     keep_gib: Annotated[float, Field(ge=0.0)] = 4.0  # of decoded rows in a worker's memory; more are streamed by part
     shuffle_rows: Count = 8192  # at least so many are shuffled among each other; two such windows are held, encoded
     probe_every: Natural = 0  # steps between probes of the frozen features on validation diagnoses; 0: never
     learning_rate: Positive = 1.5e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> MaeSection:
+        if not self.include_corpus and not self.include_samples:
+            refuse(["include_corpus and include_samples must not both be false; a fit learns from one of them"])
+        return self
 
 
 class DistillSection(FitSection):

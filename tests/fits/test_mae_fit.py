@@ -63,16 +63,19 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, Table]:
     return corpus, samples
 
 
-@pytest.mark.parametrize(("data", "count"), [("mixed", 8 + 1), ("real", 8), ("synthetic", 1)])
+@pytest.mark.parametrize(("corpus", "samples", "count"), [(True, True, 8 + 1), (True, False, 8), (False, True, 1)])
 def test_only_accepted_training_images_and_accepted_samples_are_learned_from(
-    tables: tuple[Table, Table], data: str, count: int
+    tables: tuple[Table, Table], corpus: bool, samples: bool, count: int
 ) -> None:
-    assert len(mae_objective(SECTION.model_copy(update={"data": data}), *tables).examples) == count
+    arm = SECTION.model_copy(update={"include_corpus": corpus, "include_samples": samples})
+    assert len(mae_objective(arm, *tables).examples) == count
 
 
 def test_an_arm_without_images_is_refused(tables: tuple[Table, Table]) -> None:
-    with pytest.raises(ValueError, match=r"must have images of fit\.mae\.data=synthetic, got none; ingest"):
-        mae_objective(SECTION.model_copy(update={"data": "synthetic"}), tables[0])
+    with pytest.raises(ValueError, match="must have images of the tables that it includes, got none; ingest"):
+        mae_objective(SECTION.model_copy(update={"include_corpus": False}), tables[0])
+    with pytest.raises(ValueError, match="include_corpus and include_samples must not both be false"):
+        MaeSection(include_corpus=False, include_samples=False)
 
 
 def test_examples_are_decoded_when_asked_for_and_do_not_travel() -> None:

@@ -178,7 +178,9 @@ def _evaluate_noise(run: Run, recipe: Recipe, echo: Echo) -> None:
 
 def _evaluate_dermae(run: Run, recipe: Recipe, echo: Echo) -> None:
     from factory.lab.dermae import run_table
+    from factory.runtime.dermae import fit_cells
 
+    fit_cells(run, recipe, echo)
     directory = run.local_dir("evaluate dermae-table")
     tables = run.table("corpus").read(), run.table("samples").read()
     run_table(run.store, directory, *tables, recipe.evaluate.dermae, progress=echo)

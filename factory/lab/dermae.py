@@ -7,13 +7,15 @@ images, from given weights or from masked pre-training, alone or taught by the l
 
 All fits of one kind take equally many steps, so the arm of real images sees its rows more often: it is the control of
 equal budget. Three combinations do not exist and say so (`NOT_RUN`). Each cell is one file under lab/dermae, named by a
-digest of all that decides it; fits resume from lab/dermae/fits on the run's disk.
+digest of all that decides it; fits resume from lab/dermae/fits on the run's disk. `runtime/dermae.py` carries the
+cells out on a cluster.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -84,7 +86,7 @@ def run_table(
     """
     cells = list(cells_of(section))
     rows = rows_of(corpus, samples, section.image_size, pretrain_on=section.pretrain_on)
-    sweep = _Sweep(store, directory / FITS, rows, section)
+    sweep = Sweep(store, directory / FITS, rows, section)
     found = []
     for number, cell in enumerate(cells):
         found.append(sweep.result(cell))
@@ -127,7 +129,26 @@ def is_vit(model: str) -> bool:
     return is_model_in_modules(model, {"vision_transformer"})
 
 
-class _Sweep:
+def pretrainings(section: DermaeSection) -> list[Cell]:
+    """The pre-trainings that cells share, each named by a cell that begins from it."""
+    found: dict[tuple[str, str, int], Cell] = {}
+    for cell in cells_of(section):
+        if cell.start == MAE and is_vit(getattr(section, cell.network).model):
+            seed = cell.seed if section.pretrain_each_seed else section.pretrain.seed
+            found.setdefault((cell.network, cell.data, seed), cell)
+    return list(found.values())
+
+
+def chains(section: DermaeSection) -> list[list[Cell]]:
+    """The cells of each seed, arm and start in their order: those of one chain need fits of each other, and beyond them
+    `pretrainings` alone."""
+    found: dict[tuple[int, str, str], list[Cell]] = {}
+    for cell in cells_of(section):
+        found.setdefault((cell.seed, cell.data, cell.start), []).append(cell)
+    return list(found.values())
+
+
+class Sweep:
     """The fits and the cells of one run; what is there is used again."""
 
     def __init__(self, store: Store, directory: Path, rows: Rows, section: DermaeSection) -> None:
@@ -145,9 +166,7 @@ class _Sweep:
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """The stored result of a cell; fitted, tested and stored first if it is not there."""
-        kind = "taught" if cell.taught else "alone"
-        key = self._key(cell)
-        path = f"{CELLS}/s{cell.seed}-{cell.data}-{cell.start}-{cell.network}-{kind}-{key[:16]}.json"
+        path = self._path(cell)
         if not self.store.exists(path):
             fitted = self._network(cell)
             model = load_student(fitted).to(self.worker.device)
@@ -160,6 +179,14 @@ class _Sweep:
             self.store.put_if_absent(path, (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
         found: dict[str, Any] = json.loads(self.store.read(path))
         return found
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether a cell's result is stored."""
+        return self.store.exists(self._path(cell))
+
+    def _path(self, cell: Cell) -> str:
+        kind = "taught" if cell.taught else "alone"
+        return f"{CELLS}/s{cell.seed}-{cell.data}-{cell.start}-{cell.network}-{kind}-{self._key(cell)[:16]}.json"
 
     def about(self) -> dict[str, Any]:
         """What each network is: its start where none was pre-trained, and its cost at the table's size."""
@@ -178,7 +205,7 @@ class _Sweep:
 
     def _network(self, cell: Cell) -> Path:
         """The directory of a cell's classifier."""
-        start, arm, seed = self._start(cell), self.rows.arms[cell.data], {"seed": cell.seed}
+        start, arm, seed = self.begun(cell), self.rows.arms[cell.data], {"seed": cell.seed}
         weights, classes, own = start / "model.safetensors", self.rows.classes, self._own(cell.network)
         rows, objective = arm.labelled.examples, None
         section: FitSection
@@ -195,7 +222,7 @@ class _Sweep:
         section = self.section.student.model_copy(update=change | {"alpha": 0.0})
         return self._fitted(cell, "alone", section, AloneObjective(section, start, rows, classes))
 
-    def _start(self, cell: Cell) -> Path:
+    def begun(self, cell: Cell) -> Path:
         """The directory of the weights that a cell begins from, with its card."""
         own, plain = self._own(cell.network), self.section.pretrain
         vit = is_vit(own.model)
@@ -301,7 +328,12 @@ def _own_patch(model: str) -> int:
 
 def _placed(directory: Path, save: Callable[[Path], None]) -> None:
     """Saves into a directory that appears whole or not at all."""
-    staged = directory.with_name(f".{directory.name}")
-    shutil.rmtree(staged, ignore_errors=True)
-    save(staged)
-    staged.rename(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as folder:
+        staged = Path(folder) / "new"
+        save(staged)
+        try:
+            staged.rename(directory)
+        except OSError:  # another worker was first, with the same weights
+            if not directory.exists():
+                raise

@@ -11,55 +11,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import tiny_dermae
 import torch
+from tiny_dermae import CLASSES, FIT, SECTION
 
-from factory import images, phantom, records
+from factory import records
 from factory.fits.distill import load_student
 from factory.lab import dermae
 from factory.lab.dermae_rows import rows_of
 from factory.lab.intervals import over_seeds
-from factory.recipe import DermaeSection, DistillSection, FinetuneSection, MaeSection, NetworkSection
+from factory.recipe import DermaeSection, FinetuneSection, NetworkSection
 from factory.storage import open_store
-
-FIT = {"steps": 2, "batch_size": 6, "warmup_steps": 1, "checkpoint_every": 1}
-SECTION = DermaeSection(
-    large=NetworkSection(model="test_vit", patch_size=8), base=NetworkSection(model="test_vit", patch_size=16),
-    small=NetworkSection(model="test_efficientnet"), image_size=32, seeds=2,
-    pretrain=MaeSection(**FIT, decoder_width=32, decoder_depth=1), finetune=FinetuneSection(**FIT),
-    student=DistillSection(**FIT),
-)  # fmt: skip
-CLASSES = ("melanoma", "nevus")
-
-
-def _row(index: int, seed: int, wanted: str) -> dict[str, Any]:
-    drawn = phantom.draw(seed, index, 32, diagnosis=wanted)
-    return {"image": records.image_struct(images.encode_png(drawn.image), "i.png"), "diagnosis": wanted}
 
 
 @pytest.fixture(scope="module")
 def corpus() -> pa.Table:
-    """Eight training rows, two validation and four test rows of two classes, and one test row of a third."""
     torch.set_num_threads(1)
-    rows = []
-    for index in range(15):
-        wanted = "seborrheic_keratosis" if index == 14 else CLASSES[index % 2]
-        rows.append(_row(index, 5, wanted) | {
-            "row_id": f"r{index}", "record_id": f"c{index}", "group_id": f"g{index}", "licence": "CC0-1.0",
-            "split": "train" if index < 8 else "val" if index < 10 else "test", "outcome": "accepted",
-        })  # fmt: skip
-    return records.rows_to_table("corpus", rows)
+    return tiny_dermae.corpus()
 
 
 @pytest.fixture(scope="module")
 def samples() -> pa.Table:
-    """Four samples to learn from; one of a class that the corpus lacks, one of a test image's making, one rejected."""
-    rows = [
-        _row(index, 6, CLASSES[index % 2]) | {"sample_id": f"s{index}", "parents": ["c0"], "outcome": "accepted"}
-        for index in range(7)
-    ]
-    rows[4]["diagnosis"], rows[5]["parents"] = "dermatofibroma", ["c1", "c11"]
-    rows[6] |= {"outcome": "rejected", "reason": "iou"}
-    return records.rows_to_table("samples", rows)
+    return tiny_dermae.samples()
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +175,7 @@ def test_another_number_of_seeds_keeps_the_cells_and_another_recipe_does_not(
     run: tuple[Path, list[str]], corpus: pa.Table, samples: pa.Table
 ) -> None:
     def key(section: DermaeSection) -> str:
-        sweep = dermae._Sweep(open_store(str(run[0])), run[0], rows_of(corpus, samples, 32), section)
+        sweep = dermae.Sweep(open_store(str(run[0])), run[0], rows_of(corpus, samples, 32), section)
         return sweep._key(dermae.Cell("base", "real", "mae", True, 0))
 
     asked = key(SECTION)
@@ -223,7 +196,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(
         base = NetworkSection(model="vit_tiny_patch16_224", weights=weights)  # 192 wide, the file 64
         section = SECTION.model_copy(update={"base": base})
         with pytest.raises(ValueError, match=words):
-            sweep = dermae._Sweep(open_store(str(tmp_path)), tmp_path, rows_of(corpus, samples, 32), section)
+            sweep = dermae.Sweep(open_store(str(tmp_path)), tmp_path, rows_of(corpus, samples, 32), section)
             sweep.result(dermae.Cell("base", "real", "given", False, 0))
     with pytest.raises(ValueError, match="evaluate.dermae.large must be a plain timm ViT, got test_efficientnet"):
         dermae.not_run(SECTION.model_copy(update={"large": NetworkSection(model="test_efficientnet")}))
@@ -237,8 +210,8 @@ def test_given_weights_are_where_a_fit_begins_and_are_named_imagenet(
     (own,) = (run[0] / dermae.FITS).glob("start-small-s0-*")
     path = own / "model.safetensors"
     section = SECTION.model_copy(update={"small": NetworkSection(model="test_efficientnet", weights=str(path))})
-    sweep = dermae._Sweep(open_store(str(tmp_path)), tmp_path, rows_of(corpus, samples, 32), section)
-    start = sweep._start(dermae.Cell("small", "real", "given", False, 1))
+    sweep = dermae.Sweep(open_store(str(tmp_path)), tmp_path, rows_of(corpus, samples, 32), section)
+    start = sweep.begun(dermae.Cell("small", "real", "given", False, 1))
     assert digest_of(start / "model.safetensors") == digest_of(path)
     assert sweep.about()["small"]["given"] == "ImageNet" and sweep.about()["base"]["given"] == "random"
 

@@ -4,11 +4,11 @@ A tiny ViT is pre-trained by MAE on phantoms alone. Its frozen features are prob
 weights before the first step. Then it is fine-tuned and teaches a small CNN, against the same CNN, steps and crops
 without it. Differences are paired by seed. On phantoms every seed draws its own images; with --isic2017 a seed is a new
 split of the labelled images, a quarter held out, and intervals are widened because splits share rows (Nadeau & Bengio
-2003). Every seed of every arm is a file, so a benchmark that was stopped goes on.
+2003). A seed's pre-training serves both. Every seed of every arm is a file, so a benchmark that was stopped goes on.
 
     python benchmarks/encoder_worth.py [--isic2017 PATH] [--samples RUN] [--seeds 5] [--work runs/encoder_worth]
 
---samples pre-trains on the accepted samples of a run in place of phantoms. It takes about twenty minutes on two cores.
+--samples pre-trains on the accepted samples of a run in place of phantoms. It takes about a quarter of an hour a seed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Seed:
     """The fits of one seed on one kind of labelled images, in a folder where they resume."""
 
     def __init__(self, asked: argparse.Namespace, name: str, seed: int, synthetic: list[bytes], folder: Path) -> None:
-        self.asked, self.seed, self.folder, self.synthetic = asked, seed, folder / f"{name}-s{seed}", synthetic
+        self.asked, self.seed, self.synthetic = asked, seed, synthetic
+        self.folder, self.encoders = folder / f"{name}-s{seed}", folder / f"encoders-s{seed}"
         if name == "phantoms":
             self.labelled = phantoms(1000 + seed, asked.labelled, asked.size)
         else:
@@ -97,8 +98,8 @@ class Seed:
             encoder=ENCODER, patch_size=PATCH, image_size=self.asked.size, steps=steps, batch_size=64,
             warmup_steps=steps // 10, schedule="cosine", checkpoint_every=max(1, steps // 5), seed=self.seed,
         )  # fmt: skip
-        objective, place = MaeObjective(section, ImageExamples(self.synthetic, self.asked.size)), self.folder / arm
-        model = objective.build() if arm == "random" else train(objective, section, self.folder / "mae-fit")
+        objective, place = MaeObjective(section, ImageExamples(self.synthetic, self.asked.size)), self.encoders / arm
+        model = objective.build() if arm == "random" else train(objective, section, self.encoders / "mae-fit")
         assert isinstance(model, Normalised)
         if not (place / "card.json").exists():
             objective.save(model, place)
@@ -123,7 +124,7 @@ class Seed:
         return place
 
     def student(self, arm: str) -> dict[str, Any]:
-        steps, start = self.asked.fit_steps, self.folder / "student"
+        steps, start = self.asked.student_steps, self.folder / "student"
         if not (start / "card.json").exists():
             self._save_start(start)
         section = DistillSection(
@@ -155,9 +156,11 @@ def measured(asked: argparse.Namespace, name: str, synthetic: list[bytes]) -> di
     """The means and paired differences over the seeds of one kind of labelled images."""
     store, found = open_store(str(asked.work)), {}
     given = "" if asked.samples is None else f"-{records.digest(asked.samples)[:8]}"
-    named = f"{name}-{asked.size}-{asked.mae_steps}-{asked.fit_steps}-{asked.labelled}-{asked.synthetic}{given}"
+    budgets = (asked.size, asked.mae_steps, asked.fit_steps, asked.student_steps, asked.labelled, asked.synthetic)
+    setting = "-".join(map(str, budgets)) + given
+    named, folder = f"{name}-{setting}", asked.work / "fits" / setting
     for seed in range(asked.seeds):
-        of_seed = partial(Seed, asked, name, seed, synthetic, asked.work / "fits" / named)
+        of_seed = partial(Seed, asked, name, seed, synthetic, folder)
         one: Seed | None = None
         for arm in ("random", "mae", "alone", "taught"):
             path = f"cells/{named}/{arm}-s{seed}.json"
@@ -169,7 +172,7 @@ def measured(asked: argparse.Namespace, name: str, synthetic: list[bytes]) -> di
             print(
                 name, arm, seed, {key: round(value["balanced_accuracy"], 3) for key, value in found[arm, seed].items()}
             )
-        shutil.rmtree(asked.work / "fits" / named / f"{name}-s{seed}", ignore_errors=True)
+        shutil.rmtree(folder / f"{name}-s{seed}", ignore_errors=True)
     return {pair[0]: _compared(found, pair, asked.seeds, name == "phantoms") for pair in PAIRS} | {
         "teacher": {name: over_seeds([found["taught", s]["teacher"][name] for s in range(asked.seeds)], (0, 1))
                     for name in METRICS}
@@ -195,10 +198,11 @@ def main() -> None:
     parser.add_argument("--samples", help="a run whose accepted samples are pre-trained on")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--labelled", type=int, default=800, help="phantoms with labels, of a seed")
-    parser.add_argument("--synthetic", type=int, default=2000)
-    parser.add_argument("--mae-steps", type=int, default=1000)
-    parser.add_argument("--fit-steps", type=int, default=300)
+    parser.add_argument("--labelled", type=int, default=2400, help="phantoms with labels, of a seed")
+    parser.add_argument("--synthetic", type=int, default=6000)
+    parser.add_argument("--mae-steps", type=int, default=4000)
+    parser.add_argument("--fit-steps", type=int, default=500, help="of the teacher")
+    parser.add_argument("--student-steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/encoder_worth"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/encoder_worth.json"))

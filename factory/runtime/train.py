@@ -18,6 +18,8 @@ from factory.fits.objective import Objective
 from factory.fits.sharding import shard
 from factory.recipe import FitSection
 
+FAILURES = 3  # lost workers, after each of which a fit goes on from its newest checkpoint
+
 
 def fit(
     build_objective: Callable[[], Objective],
@@ -32,14 +34,37 @@ def fit(
     build_objective: called on each worker; must be picklable (a partial over paths and plain values). build_preview:
     called on rank 0 where the section asks for grids.
     directory: on storage that all nodes share; holds `weights/` when done, `metrics.jsonl`, TensorBoard events, and
-    Ray Train's checkpoints under `train/`. A fit that is done is not run again.
+    Ray Train's checkpoints under `train/`. A fit that is done is not run again. A worker's ValueError is raised as it
+    was said there, and at once; after any other failure the fit goes on, `FAILURES` times.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    trainer = TorchTrainer(
+    for left in reversed(range(FAILURES + 1)):
+        try:
+            _trainer(build_objective, section, directory, use_gpu, build_preview).fit()
+            break
+        except ray.train.WorkerGroupError as error:
+            refused = _refused(error)
+            if refused is not None or not left:
+                raise refused or error from None
+    return directory / "weights"
+
+
+def _trainer(
+    build_objective: Callable[[], Objective],
+    section: FitSection,
+    directory: Path,
+    use_gpu: bool,
+    build_preview: Callable[[], Preview] | None,
+) -> Any:
+    """A trainer that goes on from what lies in the directory. Ray would try a wrong input as often as a lost machine,
+    so it gives up at once and `fit` decides."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
         _worker_loop,
         train_loop_config={
             "build": build_objective,
@@ -55,12 +80,16 @@ def fit(
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(directory),
-            failure_config=ray.train.FailureConfig(max_failures=3),
+            failure_config=ray.train.FailureConfig(max_failures=0),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    trainer.fit()
-    return directory / "weights"
+
+
+def _refused(error: Any) -> ValueError | None:
+    """What was wrong with the input, without the traceback that Ray wraps it in; None for any other failure."""
+    found = (getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values())
+    return next((one for one in found if isinstance(one, ValueError)), None)
 
 
 def _elastic(section: FitSection) -> tuple[int, int]:

@@ -159,3 +159,18 @@ def test_the_adapter_loads_in_diffusers_own_pipeline_and_in_ours(fitted: Path, t
     drawn = [d.predict(latents, torch.tensor([500]), text, torch.ones(1), text).guided for d in (base, ours)]
     assert not torch.equal(*drawn)
     assert ours.vae_digest == base.vae_digest and ours.digest != base.digest
+
+
+def build_wrongly(weights: Path, section: LoraSection) -> FitLora:
+    build(weights, section).build()
+    raise ValueError("fit.lora.rank must be at most that of the base, got 2; lower it.")
+
+
+def test_what_a_worker_refuses_is_said_as_it_was_said_there(tiny_weights: Any, tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    from factory.runtime import train as on_ray
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(ValueError, match=r"^fit\.lora\.rank must be at most that of the base, got 2; lower it\.$"):
+        on_ray.fit(partial(build_wrongly, tiny_weights.generator, SECTION), SECTION, tmp_path)

@@ -235,10 +235,19 @@ def evaluate(
         list[Path] | None,
         typer.Option("--reviews", help="captions: import a rater's file, or all of a folder.", exists=True),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="dermae-table: print its cost; fit nothing.")] = False,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", help="Cost on a cluster's YAML (see `factory size`).")
+    ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
     """Measure what the set is worth, or how good a part is; compare captioners and have raters review them."""
+    if dry_run:
+        from factory import evaluations
+
+        on = None if cluster is None else str(cluster)
+        return evaluations.preview(_recipe(run, recipe, set_), name, on, typer.echo)
     _step(run, recipe, set_, "evaluate", name, others or (), reviews or ())
 
 

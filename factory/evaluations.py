@@ -186,6 +186,22 @@ def _evaluate_dermae(run: Run, recipe: Recipe, echo: Echo) -> None:
     run_table(run.store, directory, *tables, recipe.evaluate.dermae, progress=echo)
 
 
+def preview(recipe: Recipe, name: str, on: str | None, echo: Echo = print) -> None:
+    """What an evaluation would cost, of those that are long. on: a cluster's YAML; None is what is here."""
+    from factory.lab.dermae_cost import cost_lines
+    from factory.runtime import cluster
+    from factory.runtime.dermae import workers_of
+    from factory.runtime.estimate import here
+
+    if name != "dermae-table":
+        raise ValueError(f"--dry-run must go with `evaluate dermae-table`, got {name}; leave it out.")
+    resources = here() if on is None else cluster.resources_of_yaml(on)
+    workers, unit = workers_of(resources, recipe), "GPU" if resources.gpus else "core"
+    section, price = recipe.evaluate.dermae, recipe.plan.price_per_gpu_hour if resources.gpus else None
+    for line in cost_lines(section, workers, unit, section.tflops, price):
+        echo(line)
+
+
 def _num_accepted(run: Run) -> int:
     return run.table("samples").counts().get(records.ACCEPTED, 0)
 

@@ -30,6 +30,17 @@ from factory.tables import Table
 MIN_AREA = 0.2
 
 
+def autoencoder(section: MaeSection) -> MaskedAutoencoder | SimMIM:
+    """The model of a section, with random weights."""
+    s = section
+    if s.objective == "simmim":
+        return SimMIM(s.encoder, s.image_size, s.patch_size)
+    return MaskedAutoencoder(
+        s.encoder, s.image_size, s.patch_size,
+        decoder_width=s.decoder_width, decoder_depth=s.decoder_depth, norm_pix_loss=s.norm_pix_loss,
+    )  # fmt: skip
+
+
 class MaeObjective:
     """Fills in masked patches. The model is a Normalised MaskedAutoencoder or SimMIM: pixels in [0, 1] go in."""
 
@@ -48,23 +59,10 @@ class MaeObjective:
         s = self.section
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
-            model = self._architecture()
+            model = autoencoder(s)
         if s.weights is not None:
             begin_from(model, checkpoint_at(s.weights, "fit.mae.weights"))
         return self._wrapped(model)
-
-    def _architecture(self) -> MaskedAutoencoder | SimMIM:
-        s = self.section
-        if s.objective == "simmim":
-            return SimMIM(s.encoder, s.image_size, s.patch_size)
-        return MaskedAutoencoder(
-            s.encoder,
-            s.image_size,
-            s.patch_size,
-            decoder_width=s.decoder_width,
-            decoder_depth=s.decoder_depth,
-            norm_pix_loss=s.norm_pix_loss,
-        )
 
     @staticmethod
     def _wrapped(mae: MaskedAutoencoder | SimMIM) -> Normalised:
@@ -101,7 +99,7 @@ class MaeObjective:
 
     def load(self, directory: Path) -> Normalised:
         """The autoencoder that `save` wrote, decoder included."""
-        return self._wrapped(load_mae(self._architecture(), directory))
+        return self._wrapped(load_mae(autoencoder(self.section), directory))
 
 
 def mae_objective(section: MaeSection, corpus: Table, samples: Table | None = None) -> MaeObjective:

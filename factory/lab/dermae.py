@@ -242,7 +242,7 @@ class Sweep:
         return place
 
     def _masked(self, own: NetworkSection, seed: int) -> Any:
-        patch = own.patch_size or _own_patch(own.model)
+        patch = own.patch_size or own_patch(own.model)
         change = {"encoder": own.model, "patch_size": patch, "image_size": self.section.image_size, "seed": seed}
         return self.section.pretrain.model_copy(update=change)
 
@@ -318,7 +318,8 @@ def _save_one(objective: Objective, model: nn.Module, directory: Path) -> None:
 
 
 @cache
-def _own_patch(model: str) -> int:
+def own_patch(model: str) -> int:
+    """The side of a timm ViT's patch, in pixels."""
     import timm
 
     with torch.device("meta"):

@@ -5,6 +5,7 @@ B images  H W pixels  K classes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,19 +89,25 @@ def cost(model: nn.Module, image_size: int) -> Cost:
     """
     import copy
 
-    from torch.utils.flop_counter import FlopCounterMode
-
     shadow: Any = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    image = torch.zeros(1, 3, image_size, image_size, device="meta")
     parameters = list(model.parameters())
     stored = parameters + list(model.buffers())
     return Cost(
         params=sum(p.numel() for p in parameters),
         bytes=sum(p.numel() * p.element_size() for p in stored),
-        flops=counter.get_total_flops(),
+        flops=forward_flops(lambda: shadow(image)),
         image_size=image_size,
     )
+
+
+def forward_flops(call: Callable[[], object]) -> int:
+    """Operations of a call, two per multiply-add, on the meta device or another."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()
 
 
 def cost_at(name: str, num_classes: int, image_size: int, **options: Any) -> Cost:

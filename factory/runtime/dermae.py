@@ -34,10 +34,15 @@ def fit_cells(run: Run, recipe: Recipe, echo: Echo = print) -> None:
     needed = {(cell.network, cell.data) for chain in missing for cell in chain if cell.start == dermae.MAE}
     shared = [cell for cell in dermae.pretrainings(section) if (cell.network, cell.data) in needed]
     with cluster.connect() as resources:
-        workers = resources.gpus or cluster.pools(resources, recipe).tasks
+        workers = workers_of(resources, recipe)
         work = [partial(_pretrain, run.uri, section, cell) for cell in shared]
         _carry_out(work, workers, resources.gpus > 0, "pre-training", echo)
         _carry_out([partial(_chain, run.uri, section, c) for c in missing], workers, resources.gpus > 0, "chain", echo)
+
+
+def workers_of(resources: cluster.Resources, recipe: Recipe) -> int:
+    """Tasks at a time: one per GPU, else one per core."""
+    return resources.gpus or cluster.pools(resources, recipe).tasks
 
 
 def _missing(sweep: dermae.Sweep, section: DermaeSection) -> list[list[dermae.Cell]]:

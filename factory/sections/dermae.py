@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from factory.sections.base import Count, Section
+from factory.sections.base import Count, Positive, Section
 from factory.sections.fits import DistillSection, FinetuneSection, MaeSection
 
 
@@ -32,6 +32,7 @@ class DermaeSection(Section):
     seeds: Count = 5
     pretrain_on: Literal["arm", "synthetic"] = "arm"  # synthetic: the arm with both pre-trains on samples alone
     pretrain_each_seed: bool = True  # false: once, with pretrain's seed; intervals then leave its spread out
+    tflops: Positive | None = None  # 10^12 operations a second of one GPU or core as fits reach them, for the estimate
     pretrain: MaeSection = MaeSection()
     finetune: FinetuneSection = FinetuneSection()  # of the large network
     student: DistillSection = DistillSection()  # of the others; alpha is 0 where they are not taught

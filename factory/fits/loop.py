@@ -72,12 +72,14 @@ class Preview(Protocol):
 class _LossModule(nn.Module):
     """The objective's loss as a forward pass, so that a data-parallel wrapper sees the call that needs gradients."""
 
-    def __init__(self, objective: Objective, model: nn.Module) -> None:
+    def __init__(self, objective: Objective, model: nn.Module, precision: str, device: torch.device) -> None:
         super().__init__()
-        self.objective, self.model = objective, model
+        self.objective, self.model, self.precision, self.device = objective, model, precision, device
 
     def forward(self, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
-        return self.objective.loss(self.model, batch, noise)
+        """Weights, gradients, norms and losses stay float32 in either precision, as autocast decides."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.objective.loss(self.model, batch, noise)
 
 
 def learning_rate(section: FitSection, step: int) -> float:
@@ -168,7 +170,7 @@ class _Fit:
             directory / CHECKPOINT, self.state, self.identity, worker.device, writes=worker.rank == 0
         )
         self.last_good = self.start
-        loss = _LossModule(objective, model)
+        loss = _LossModule(objective, model, section.precision, worker.device)
         self.module = loss if worker.shard is not None else worker.wrap(loss)
         self.held_out = self._held_out()
         self.drawing: int | None = None  # the step whose grid is being drawn
@@ -208,7 +210,10 @@ class _Fit:
         assert self.held_out is not None
         with validation.averaged(self.state):
             sums = self.worker.mean(
-                self.held_out.sums(_LossModule(self.objective, self.state.model), self.worker.device)
+                self.held_out.sums(
+                    _LossModule(self.objective, self.state.model, self.section.precision, self.worker.device),
+                    self.worker.device,
+                )
             )
         loss = sums["loss"] / sums["rows"]
         validation.note(self.state, loss, step, self.section.validate_every, self.section.patience)

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from factory import records, taxonomy
 from factory.fits import preflight
 from factory.fits.card import checkpoint_at, digest_of, read_card
@@ -40,7 +42,7 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     section: FitSection = getattr(recipe.fit, taxonomy.check(name, FITS, "fit"))
     target = weights_name(recipe, name)
     inputs = _inputs(run, recipe, name)
-    if target in run.weights() and run.card(target).get("inputs") == inputs:
+    if target in run.weights() and _same(run.card(target).get("inputs") or {}, inputs, section):
         echo(f"fit {name:<8}{target} is there already")
         return
     build = partial(_objective, run.uri, recipe, name)
@@ -154,6 +156,18 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
     if name == "distill" and recipe.fit.distill.student_weights is not None:
         found["student"] = digest_of(checkpoint_at(recipe.fit.distill.student_weights, "fit.distill.student_weights"))
     return found | {"tables": {table: run.table(table).digest() for table in tables}}
+
+
+def _same(kept: dict[str, Any], inputs: dict[str, Any], section: FitSection) -> bool:
+    """Whether weights were fitted from these inputs, also by a version whose section lacked a field: what it did then
+    is that field's default."""
+    try:
+        filled = type(section).model_validate_json(json.dumps(kept.get("section")))
+    except ValidationError:
+        return False
+    asked = inputs["section"]
+    found = {name: value for name, value in filled.model_dump(mode="json").items() if name in asked}
+    return kept | {"section": found} == inputs
 
 
 def _check_base(recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ class FitSection(Section):
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at zero
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     clip_norm: Positive = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; bfloat16 is for GPUs
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 0 keeps no average
     num_workers: Count = 1
     min_workers: Count | None = None  # the fit goes on with as many, where the cluster shrinks; None: all or none

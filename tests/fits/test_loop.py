@@ -307,7 +307,7 @@ def test_held_out_losses_do_not_depend_on_the_number_of_workers() -> None:
     from factory.fits.validation import HeldOut
 
     objective = FitTooFew()
-    module = _LossModule(objective, objective.build())
+    module = _LossModule(objective, objective.build(), "float32", torch.device("cpu"))
     alone = HeldOut(objective.held_out, 5, 2, 0, 1).sums(module, torch.device("cpu"))
     shared = [HeldOut(objective.held_out, 5, 2, rank, 3).sums(module, torch.device("cpu")) for rank in range(3)]
     assert alone["rows"] == 9 == sum(part["rows"] for part in shared)
@@ -379,3 +379,32 @@ def test_groups_are_shown_equally_often_and_every_row_of_one_before_any_twice() 
 def test_a_fit_with_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a fit needs at least one example, got none; ingest and caption a corpus"):
         train(FitLine(count=0), SECTION, tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "products"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_products_have_the_precision_that_is_asked_for_and_weights_and_losses_are_float32(
+    tmp_path: Path, precision: str, products: torch.dtype
+) -> None:
+    seen = set[torch.dtype]()
+
+    class Watched(FitLine):
+        def build(self) -> nn.Module:
+            model = super().build()
+            model[0].register_forward_hook(lambda module, given, found: seen.add(found.dtype))  # type: ignore[index]
+            return model
+
+        @property
+        def held_out(self) -> Line:
+            return Line(6)
+
+        def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
+            found = super().loss(model, batch, noise)
+            assert found["loss"].dtype == torch.float32
+            return found
+
+    section = SECTION.model_copy(update={"precision": precision, "validate_every": 12})
+    model = train(Watched(), section, tmp_path)
+    assert seen == {products}
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    losses = [row["loss"] for row in curve(tmp_path)]
+    assert losses[-1] < 0.5 * losses[0]

@@ -122,3 +122,16 @@ def test_a_bases_licence_is_what_its_directory_states(tmp_path: Path, files: dic
 def test_licences_are_joined_each_once_in_order() -> None:
     assert licences.joined(["B AND A", "A", "C"]) == "A AND B AND C"
     assert licences.joined([]) == "unknown"
+
+
+def test_weights_of_a_version_that_lacked_a_field_are_those_of_its_default(run: Run, base: Path) -> None:
+    wanted = asked(base)
+    inputs = fit._inputs(run, wanted, "lora")
+    older = json.loads(json.dumps(inputs))
+    del older["section"]["precision"], older["section"]["joint"]["edge_weight"]
+    assert fit._same(older, inputs, wanted.fit.lora)
+    assert not fit._same(older, fit._inputs(run, asked(base, "fit.lora.precision=bfloat16"), "lora"), wanted.fit.lora)
+    assert not fit._same(older | {"base": "another"}, inputs, wanted.fit.lora)
+    assert not fit._same({}, inputs, wanted.fit.lora)
+    older["section"]["gone"] = 1  # a field that this version does not know may have meant anything
+    assert not fit._same(older, inputs, wanted.fit.lora)

@@ -1,10 +1,11 @@
 """Does masked pre-training on synthetic images raise a linear probe, and does a teacher raise its student?
 
 A tiny ViT is pre-trained by MAE on phantoms alone. Its frozen features are probed against those of the same random
-weights before the first step. Then it is fine-tuned and teaches a small CNN, against the same CNN, steps and crops
-without it. Differences are paired by seed. On phantoms every seed draws its own images; with --isic2017 a seed is a new
-split of the labelled images, a quarter held out, and intervals are widened because splits share rows (Nadeau & Bengio
-2003). A seed's pre-training serves both. Every seed of every arm is a file, so a benchmark that was stopped goes on.
+weights before the first step. Then it is fine-tuned, against the same from those random weights, and teaches a small
+CNN, against the same CNN, steps and crops without it. Differences are paired by seed. On phantoms every seed draws its
+own images; with --isic2017 a seed is a new split of the labelled images, a quarter held out, and intervals are widened
+because splits share rows (Nadeau & Bengio 2003). A seed's pre-training serves both. Every seed of every arm is a file,
+so a benchmark that was stopped goes on.
 
     python benchmarks/encoder_worth.py [--isic2017 PATH] [--samples RUN] [--seeds 5] [--work runs/encoder_worth]
 
@@ -44,7 +45,11 @@ from factory.storage import open_store
 CLASSES = ["melanoma", "nevus", "seborrheic_keratosis"]
 ENCODER, PATCH, STUDENT = "test_vit", 8, "mobilenetv3_small_050"
 HELD_OUT = 4  # one image in so many
-PAIRS = (("linear_probe", "mae", "random"), ("nearest_neighbours", "mae", "random"), ("student", "taught", "alone"))
+PAIRS = (
+    ("linear_probe", "mae", "random"), ("nearest_neighbours", "mae", "random"), ("teacher", "taught", "from_random"),
+    ("student", "taught", "alone"),
+)  # fmt: skip
+ARMS = ("random", "mae", "alone", "taught", "from_random")
 METRICS = ("balanced_accuracy", "macro_f1", "accuracy")
 
 
@@ -111,17 +116,27 @@ class Seed:
         probed = {"linear_probe": linear_probe, "nearest_neighbours": nearest_neighbours}
         return {name: call(encoder, self.fit, self.held_out) for name, call in probed.items()}
 
-    def teacher(self) -> Path:
-        place, steps = self.folder / "teacher", self.asked.fit_steps
+    def teacher(self, start: str = "mae") -> Path:
+        place, steps = self.folder / f"teacher-{start}", self.asked.fit_steps
         if not (place / "card.json").exists():
             section = FinetuneSection(
                 steps=steps, batch_size=32, warmup_steps=steps // 10, checkpoint_every=max(1, steps // 2),
                 learning_rate=1e-3, layer_decay=0.75, mixup=0.2, cutmix=0.0, seed=self.seed,
             )  # fmt: skip
-            weights = self.encoder("mae")[1] / "model.safetensors"
+            weights = self.encoder(start)[1] / "model.safetensors"
             objective = FinetuneObjective(section, ENCODER, weights, self.fit, CLASSES)
-            objective.save(train(objective, section, self.folder / "teacher-fit"), place)
+            objective.save(train(objective, section, self.folder / f"teacher-{start}-fit"), place)
         return place
+
+    def taught_by(self, start: str) -> dict[str, float]:
+        """The scores of a teacher."""
+        return scores(answers(load_student(self.teacher(start)), self.held_out), self.held_out)
+
+    def result(self, arm: str) -> dict[str, Any]:
+        """The scores of an arm, by what was tested."""
+        if arm in ("random", "mae"):
+            return self.probe(arm)
+        return {"teacher": self.taught_by("random")} if arm == "from_random" else self.student(arm)
 
     def student(self, arm: str) -> dict[str, Any]:
         steps, start = self.asked.student_steps, self.folder / "student"
@@ -137,10 +152,8 @@ class Seed:
             model = train(AloneObjective(section, start, self.fit, CLASSES), section, place)
             return {"student": scores(answers(model, self.held_out), self.held_out)}
         pair = train(DistillObjective(section, self.teacher(), self.fit, CLASSES), section, place)
-        teacher = answers(load_student(self.teacher()), self.held_out)
-        return {"student": scores(answers(pair.student, self.held_out), self.held_out)} | {  # type: ignore[arg-type]
-            "teacher": scores(teacher, self.held_out)
-        }
+        said = answers(pair.student, self.held_out)  # type: ignore[arg-type]
+        return {"student": scores(said, self.held_out), "teacher": self.taught_by("mae")}
 
     def _save_start(self, directory: Path) -> None:
         from factory.fits.card import write_card
@@ -162,21 +175,17 @@ def measured(asked: argparse.Namespace, name: str, synthetic: list[bytes]) -> di
     for seed in range(asked.seeds):
         of_seed = partial(Seed, asked, name, seed, synthetic, folder)
         one: Seed | None = None
-        for arm in ("random", "mae", "alone", "taught"):
+        for arm in ARMS:
             path = f"cells/{named}/{arm}-s{seed}.json"
             if not store.exists(path):
                 one = one or of_seed()
-                result = one.probe(arm) if arm in ("random", "mae") else one.student(arm)
-                store.put_if_absent(path, (json.dumps(result, indent=2) + "\n").encode())
+                store.put_if_absent(path, (json.dumps(one.result(arm), indent=2) + "\n").encode())
             found[arm, seed] = json.loads(store.read(path))
             print(
                 name, arm, seed, {key: round(value["balanced_accuracy"], 3) for key, value in found[arm, seed].items()}
             )
         shutil.rmtree(folder / f"{name}-s{seed}", ignore_errors=True)
-    return {pair[0]: _compared(found, pair, asked.seeds, name == "phantoms") for pair in PAIRS} | {
-        "teacher": {name: over_seeds([found["taught", s]["teacher"][name] for s in range(asked.seeds)], (0, 1))
-                    for name in METRICS}
-    }  # fmt: skip
+    return {pair[0]: _compared(found, pair, asked.seeds, name == "phantoms") for pair in PAIRS}
 
 
 def _compared(found: dict[Any, Any], pair: tuple[str, str, str], seeds: int, independent: bool) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class _Fit:
         groups = getattr(objective, "parameter_groups", None)  # an objective's own: rates by layer, for example
         optimizer = torch.optim.AdamW(
             trained.values() if groups is None else groups(model),
-            lr=section.learning_rate, weight_decay=section.weight_decay,
+            lr=section.learning_rate, betas=(0.9, section.beta2), weight_decay=section.weight_decay,
             fused=worker.shard is None and worker.device.type == "cuda",
         )  # fmt: skip
         average = {name: p.detach().clone() for name, p in trained.items()} if section.ema_decay else {}

@@ -18,6 +18,7 @@ class FitSection(Section):
     warmup_steps: Natural = 20
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at zero
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999  # AdamW's, of squared gradients; beta1 is 0.9
     clip_norm: Positive = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; bfloat16 is for GPUs
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 0 keeps no average
@@ -154,6 +155,7 @@ class MaeSection(FitSection):
     probe_every: Natural = 0  # steps between probes of the frozen features on validation diagnoses; 0: never
     learning_rate: Positive = 1.5e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95  # MAE's own
 
     @model_validator(mode="after")
     def _learns_from_something(self) -> MaeSection:

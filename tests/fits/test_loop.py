@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from factory.fits.loop import CHECKPOINT, Progress, Worker, learning_rate, train
 from factory.fits.objective import Groups, RowNoise, rows_of_step
-from factory.recipe import FitSection
+from factory.recipe import FitSection, MaeSection
 
 SECTION = FitSection(
     steps=24, batch_size=8, learning_rate=0.05, warmup_steps=2, checkpoint_every=6, ema_decay=0.9, weight_decay=0.0
@@ -408,3 +408,18 @@ def test_products_have_the_precision_that_is_asked_for_and_weights_and_losses_ar
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     losses = [row["loss"] for row in curve(tmp_path)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_optimiser_has_the_betas_of_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float]] = []
+    plain = torch.optim.AdamW
+
+    def watched(*arguments: Any, betas: tuple[float, float], **options: Any) -> Any:
+        seen.append(betas)
+        return plain(*arguments, betas=betas, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", watched)
+    for section in (SECTION, MaeSection()):
+        small = SECTION.model_copy(update={"steps": 1, "beta2": section.beta2})
+        train(FitLine(), small, tmp_path / str(section.beta2))
+    assert seen == [(0.9, 0.999), (0.9, 0.95)]

@@ -8,6 +8,7 @@ DataLoader without workers does. Both take turns over rounds; medians over all s
 
 `wait_share` is the share of a step spent waiting for its rows. The peer's loader holds them decoded. `ours` streams a
 sealed table's parts from disk and decodes every row anew, as a corpus that no memory holds; `kept` decodes each once.
+Last, a smaller encoder takes the same steps in bfloat16 and in float32: whether the loss stays finite, and equal.
 
     python benchmarks/mae_steps.py [--size 64] [--batch 32] [--steps 30] [--rounds 5]
 """
@@ -170,6 +171,21 @@ def ours(corpus: Table, keep_gib: float, asked: argparse.Namespace) -> tuple[lis
     return [row["step_s"] for row in rows[1:]], [row["data_wait_s"] for row in rows[1:]]
 
 
+def precisions(corpus: Table, asked: argparse.Namespace) -> dict[str, float]:
+    """The mean loss of the last fifty steps in either precision; a loss that is not finite ends the fit."""
+    found: dict[str, float] = {"steps": asked.precision_steps}
+    for precision in ("float32", "bfloat16"):
+        section = MaeSection(
+            encoder="test_vit", patch_size=PATCH, image_size=asked.size, steps=asked.precision_steps, batch_size=16,
+            precision=precision, warmup_steps=asked.precision_steps // 10, checkpoint_every=asked.precision_steps,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as place:
+            train(mae_objective(section, corpus), section, Path(place), log_every=1)
+            rows = [json.loads(line) for line in (Path(place) / "metrics.jsonl").read_text().splitlines()]
+        found[precision] = statistics.fmean(row["loss"] for row in rows[-50:])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=64)
@@ -177,6 +193,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=30, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision-steps", type=int, default=500)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mae_steps.json"))
     asked = parser.parse_args()
@@ -205,6 +222,7 @@ def main() -> None:
     result |= {
         "threads": asked.threads, "ratio": result["reference"]["step_s"] / result["ours"]["step_s"], "goal": GOAL,
         "params": {"reference": sum(value.numel() for value in Reference(asked.size).parameters())},
+        "precisions": precisions(corpus, asked),
     }  # fmt: skip
     folder.cleanup()
     asked.out.parent.mkdir(parents=True, exist_ok=True)

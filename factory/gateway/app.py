@@ -39,7 +39,6 @@ from factory.gateway.settings import Settings, token_of
 logger = logging.getLogger(__name__)
 
 VALIDATE, READY_S = "/v1/validate", 2.0  # seconds for the gate to name its digests
-DRAINING = 2  # requests whose bodies are dropped after an early answer, for each that may wait
 Ready = Callable[[], Awaitable[dict[str, str]]]
 
 
@@ -70,7 +69,7 @@ class Gateway:
             Starlette(routes=routes, exception_handlers=handlers), self.metrics, {route.path for route in routes}
         )
         limits = self.settings
-        return Lingering(counted, limits.max_body_bytes, limits.drain_s, DRAINING * limits.max_waiting)
+        return Lingering(counted, limits.max_body_bytes, limits.drain_s, limits.max_draining)
 
     async def validate(self, request: Request) -> Response:
         """One pair in, one verdict out; whatever else is answered is a `Refusal`."""

@@ -28,6 +28,7 @@ class Settings(Section):
     max_aspect: Annotated[float, Field(ge=1.0)] = 4.0  # long side over short side
     max_prompt: Count = 2000  # characters
     max_waiting: Count = 64  # requests being read, decoded or judged; the next is answered 429
+    max_draining: Count = 128  # refused requests whose bodies are still read and dropped; the next is hung up on
     body_s: Positive = 30.0  # for a whole body to arrive
     drain_s: Positive = 5.0  # for the rest of a body that is refused before its end, of at most max_body_bytes; dropped
     answer_s: Positive = 30.0  # for the gate to answer; then 503

@@ -9,6 +9,7 @@ import socket
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -50,6 +51,9 @@ def test_a_429_is_read_by_a_client_that_is_still_sending(gateway: Gateway) -> No
             status, headers, said = sent_slowly(port, lines, BIG)
             assert (status, said["error"]) == (429, "busy")
             assert headers["retry-after"] == "1" and headers["connection"] == "close"
+        with ThreadPoolExecutor(8) as clients:  # more of them at once than may wait
+            found = list(clients.map(lambda _: sent_slowly(port, WHOLE, BIG), range(8)))
+        assert [status for status, _, _ in found] == [429] * 8
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class GateSection(Section):
     max_holes: Share = 1.0  # of what a mask encloses
     max_shape_distance: Positive | None = None  # Mahalanobis, from the phantoms' shapes; null: any
     min_background_psnr: Positive | None = None  # dB, outside the mask of what is drawn into an image; null: any
+    min_edge_contrast: Positive | None = None  # gradient on the mask's contour over that beside it; null: any
     shift_tolerance: Share = (
         0.015  # of the side: a shift that is forgiven, so tiny lesions need less IoU; 0 forgives none
     )

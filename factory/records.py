@@ -77,7 +77,7 @@ _PLAN = [
 # Scores are facts, whatever the verdict; a score that was not computed is null.
 SCORES: tuple[str, ...] = (
     "score_latent_iou", "score_confidence", "score_area", "score_solidity", "score_components", "score_hausdorff_px",
-    "score_background_psnr", "score_overlap", "score_holes", "score_shape",
+    "score_background_psnr", "score_overlap", "score_holes", "score_shape", "score_edge_contrast",
 )  # fmt: skip
 _SAMPLES = [
     *((name, dtype) for name, dtype in _PLAN if name != "mask"),

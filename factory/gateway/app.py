@@ -3,8 +3,8 @@
     token -> room in the queue -> content type -> body under a cap and a time limit -> fields -> pixels -> the gate
     -> audit line -> answer
 
-What is cheap comes first, so that a stranger costs a comparison and a nuisance a few bytes. No image, prompt or token
-is logged or put into an error.
+What is cheap comes first, so that a stranger costs a comparison and a body that is dropped as it comes. No image,
+prompt or token is logged or put into an error.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from factory.gateway.audit import AuditLog
 from factory.gateway.body import content_kind, fields_of, read_body
 from factory.gateway.counted import Counted, request_id_of
 from factory.gateway.gather import Gather, Judge, Judged
+from factory.gateway.linger import Lingering
 from factory.gateway.metrics import CONTENT_TYPE, Metrics
 from factory.gateway.pair import Pair, pair_of
 from factory.gateway.refusal import ClientGone, Refusal
@@ -64,9 +65,11 @@ class Gateway:
             Route("/openapi.json", self.openapi), Route("/", self.page),
         ]  # fmt: skip
         handlers: dict[Any, Any] = {Refusal: self._refused, ClientGone: self._gone, 404: self._path, 405: self._method}
-        return Counted(
+        counted = Counted(
             Starlette(routes=routes, exception_handlers=handlers), self.metrics, {route.path for route in routes}
         )
+        limits = self.settings
+        return Lingering(counted, limits.max_body_bytes, limits.drain_s, limits.max_draining)
 
     async def validate(self, request: Request) -> Response:
         """One pair in, one verdict out; whatever else is answered is a `Refusal`."""
@@ -112,18 +115,14 @@ class Gateway:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         wanted, got = self._token.encode(), given.strip().encode("utf-8", "replace")
         if not hmac.compare_digest(got, wanted) or scheme.lower() != "bearer":
-            raise Refusal(
-                401, "token", "Authorization must be `Bearer TOKEN` with the gate's token; send it.", close=True
-            )
+            raise Refusal(401, "token", "Authorization must be `Bearer TOKEN` with the gate's token; send it.")
 
     @contextmanager
     def _place(self) -> Iterator[None]:
         """A place among those that may wait, or 429."""
         most = self.settings.max_waiting
         if self._waiting >= most:
-            raise Refusal(
-                429, "busy", f"At most {most} requests may wait, and as many do; try again later.", close=True
-            )
+            raise Refusal(429, "busy", f"At most {most} requests may wait, and as many do; try again later.")
         self._waiting += 1
         self.metrics.waiting.set(self._waiting)
         try:
@@ -167,7 +166,7 @@ class Gateway:
     async def _refused(self, request: Request, refusal: Exception) -> Response:
         assert isinstance(refusal, Refusal)
         self.metrics.refusals.labels(refusal.error).inc()
-        headers = {"Connection": "close"} if refusal.close else {}
+        headers = {}
         if refusal.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if refusal.status in (429, 503):

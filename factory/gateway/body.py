@@ -29,7 +29,7 @@ async def read_body(receive: Receive, content_length: str | None, settings: Sett
     is, and with 408 when it does not arrive in `settings.body_s`."""
     cap = settings.max_body_bytes
     if content_length is not None and (not content_length.isascii() or not content_length.isdigit()):
-        raise Refusal(400, "content_length", "Content-Length must be a number; send the body's bytes.", close=True)
+        raise Refusal(400, "content_length", "Content-Length must be a number; send the body's bytes.")
     if content_length is not None and (len(content_length) > 18 or int(content_length) > cap):
         raise _too_large(f"{content_length[:18]} declared", cap)
     try:
@@ -37,10 +37,7 @@ async def read_body(receive: Receive, content_length: str | None, settings: Sett
             body = await _received(receive, cap)
     except TimeoutError:
         raise Refusal(
-            408,
-            "slow_body",
-            f"The body must arrive within {settings.body_s:g} s, got less; send it faster.",
-            close=True,
+            408, "slow_body", f"The body must arrive within {settings.body_s:g} s, got less; send it faster."
         ) from None
     if content_length is not None and len(body) != int(content_length):
         raise Refusal(400, "content_length", f"Content-Length must be the body's {len(body)} bytes; correct it.")
@@ -62,7 +59,7 @@ async def _received(receive: Receive, cap: int) -> bytes:
 
 def _too_large(got: str, cap: int) -> Refusal:
     sentence = f"The body must not exceed {cap} bytes, got {got}; send smaller images."
-    return Refusal(413, "body_too_large", sentence, close=True)
+    return Refusal(413, "body_too_large", sentence)
 
 
 def content_kind(content_type: str | None, encoding: str | None) -> Message:
@@ -71,19 +68,14 @@ def content_kind(content_type: str | None, encoding: str | None) -> Message:
     message["Content-Type"] = (content_type or "").encode("ascii", "replace").decode()
     kind = message.get_content_type() if content_type else "nothing"
     if kind not in (FORM, JSON):
-        raise Refusal(
-            415, "content_type", f"Content-Type must be {FORM} or {JSON}, got {kind[:60]}; send one.", close=True
-        )
+        raise Refusal(415, "content_type", f"Content-Type must be {FORM} or {JSON}, got {kind[:60]}; send one.")
     if encoding and encoding.lower() != "identity":
-        raise Refusal(
-            415, "content_encoding", "The body must not be compressed; leave Content-Encoding out.", close=True
-        )
+        raise Refusal(415, "content_encoding", "The body must not be compressed; leave Content-Encoding out.")
     if kind == FORM and not message.get_boundary():
         raise Refusal(
             400,
             "boundary",
             f"The content type {FORM} must name its boundary, got none; let the client write the header.",
-            close=True,
         )
     return message
 

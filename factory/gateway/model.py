@@ -18,7 +18,8 @@ from factory import records
 from factory.gateway.gather import Judged
 from factory.models.encoder import load_image_encoder
 from factory.models.weights import tree_digest
-from factory.quality.policy import iou_threshold
+from factory.quality.edges import edge_contrast
+from factory.quality.policy import decide, iou_threshold
 from factory.recipe import GateSection
 from factory.stages.score import ScoreSamples
 
@@ -61,10 +62,12 @@ class ImageGate:
         latents = self.encoder.encode(pixels).float().cpu().numpy()
         chance = score.segment(latents)
         (judged,) = score.judge(latents, chance, np.asarray(mask)[None])
-        scores = {name: _finite(value) for name, value in judged["scores"].items()}
+        known = judged["scores"] | {"score_edge_contrast": edge_contrast(image, mask)}
+        outcome, reason = decide(known, score.section)
+        scores = {name: _finite(value) for name, value in known.items()}
         iou = scores.pop("iou")
         theta = iou_threshold(scores.get("score_area"), score.section)
-        return Judged(judged["outcome"], judged["reason"], iou, theta, scores, chance[0] > 0.5, model)
+        return Judged(outcome, reason, iou, theta, scores, chance[0] > 0.5, model)
 
 
 def policy_digest(section: GateSection) -> str:

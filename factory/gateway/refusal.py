@@ -20,10 +20,10 @@ STATUSES: dict[int, str] = {
 class Refusal(Exception):
     """An answer other than a verdict. `error` is the word for programs, the text one sentence."""
 
-    def __init__(self, status: int, error: str, sentence: str, *, close: bool = False, allow: str = "") -> None:
+    def __init__(self, status: int, error: str, sentence: str) -> None:
         super().__init__(sentence)
         assert status in STATUSES
-        self.status, self.error, self.close, self.allow = status, error, close, allow
+        self.status, self.error = status, error
 
 
 class ClientGone(Exception):

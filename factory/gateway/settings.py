@@ -28,7 +28,9 @@ class Settings(Section):
     max_aspect: Annotated[float, Field(ge=1.0)] = 4.0  # long side over short side
     max_prompt: Count = 2000  # characters
     max_waiting: Count = 64  # requests being read, decoded or judged; the next is answered 429
+    max_draining: Count = 128  # refused requests whose bodies are still read and dropped; the next is hung up on
     body_s: Positive = 30.0  # for a whole body to arrive
+    drain_s: Positive = 5.0  # for the rest of a body that is refused before its end, of at most max_body_bytes; dropped
     answer_s: Positive = 30.0  # for the gate to answer; then 503
     retry_after_s: Count = 1  # what 429 and 503 tell the client
     gather_s: Annotated[float, Field(ge=0.0, le=1.0)] = 0.003  # how long a request waits for others to share its call

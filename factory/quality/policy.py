@@ -7,11 +7,13 @@
     far_boundary        score_hausdorff_px > max_hausdorff_px
     implausible_shape   score_solidity < min_solidity, score_holes > max_holes or score_shape > max_shape_distance
     changed_background  score_background_psnr < min_background_psnr
+    faint_edge          score_edge_contrast < min_edge_contrast
 
-A rule whose score was not computed or whose bound is null is skipped, and of an early estimate the last three are not
-asked. The IoU threshold is that of the lesion's stratum in `theta_by_area`, if
-it was fitted; else `min_iou`, or what a disk of the lesion's area keeps when it is shifted by `shift_tolerance` of the
-image's side, if that is less: a fixed threshold on a coarse raster rejects small lesions by geometry alone.
+A rule whose score was not computed or whose bound is null is skipped, and of an early estimate the last four are not
+asked. The last two need pixels, and are asked of what was decoded. The IoU threshold is that of the lesion's stratum in
+`theta_by_area`, if it was fitted; else `min_iou`, or what a disk of the lesion's area keeps when it is shifted by
+`shift_tolerance` of the image's side, if that is less: a fixed threshold on a coarse raster rejects small lesions by
+geometry alone.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from factory.records import ACCEPTED, REJECTED
 Stage = Literal["final", "checkpoint"]
 REASONS: tuple[str, ...] = (
     "non_finite", "empty_mask", "full_mask", "low_iou", "far_boundary", "implausible_shape", "changed_background",
+    "faint_edge",
 )  # fmt: skip
 
 
@@ -65,12 +68,15 @@ def _of_the_finished(known: Mapping[str, float], section: GateSection) -> Iterat
     def above(score: str, bound: float | None) -> bool:
         return bound is not None and known.get(score, 0.0) > bound
 
+    def below(score: str, bound: float | None) -> bool:
+        return bound is not None and known.get(score, math.inf) < bound
+
     yield "far_boundary", above("score_hausdorff_px", section.max_hausdorff_px)
-    yield "implausible_shape", known.get("score_solidity", 1.0) < section.min_solidity
+    yield "implausible_shape", below("score_solidity", section.min_solidity)
     yield "implausible_shape", above("score_holes", section.max_holes)
     yield "implausible_shape", above("score_shape", section.max_shape_distance)
-    least = section.min_background_psnr
-    yield "changed_background", least is not None and known.get("score_background_psnr", math.inf) < least
+    yield "changed_background", below("score_background_psnr", section.min_background_psnr)
+    yield "faint_edge", below("score_edge_contrast", section.min_edge_contrast)
 
 
 def iou_threshold(area: float | None, section: GateSection) -> float:

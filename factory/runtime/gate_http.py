@@ -132,9 +132,9 @@ def application(args: dict[str, Any]) -> Any:
     from ray import serve
 
     arguments = GateArguments.model_validate(args)
+    most = 4 * arguments.settings.max_waiting + arguments.settings.max_draining
     ingress = serve.deployment(serve.ingress()(Ingress), name=INGRESS).options(
-        max_ongoing_requests=4 * arguments.settings.max_waiting,  # probes too; the application itself answers 429
-        max_queued_requests=4 * arguments.settings.max_waiting,
+        max_ongoing_requests=most, max_queued_requests=most,  # probes too; the application itself answers 429
         backpressure_config={"status_code": 503, "retry_after_s": arguments.settings.retry_after_s},
         ray_actor_options={"num_cpus": 0.5},
         health_check_period_s=5, health_check_timeout_s=30, logging_config=_LOGGING,

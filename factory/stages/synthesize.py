@@ -7,7 +7,8 @@ What does not fit into memory is drawn again with half the slots, and so is all 
 batch shape that it was drawn at. What does not fit with one slot has failed.
 
 A generator that draws into an image has a `mask` and a `background` in every row (see `stages/backgrounds.py`). What
-it changed outside the mask is measured, then the background is put back there.
+it changed outside the mask is measured, then the background is put back there. Of whatever was decoded with a mask it
+is measured how far the mask's contour lies on an edge of the image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from factory.models.families import load_denoiser
 from factory.models.kept_prompts import KeptPrompts
 from factory.models.placement import gpu_at_hand, placement
 from factory.models.sampler import Gate, Sampled, SampleJob, Sampler, in_fixed_shape, slot_invariant
+from factory.quality.edges import edge_contrast
 from factory.quality.paste import background_psnr, pasted
 from factory.quality.policy import decide
 from factory.recipe import GateSection, SynthesizeSection
@@ -37,6 +39,7 @@ Row = dict[str, Any]
 CONTEXT_BATCH = 4  # backgrounds are encoded at one shape, so that a sample never depends on its neighbours
 KEPT_BYTES = 2**29  # of embedded prompts: 64 of FLUX.1's at 512 tokens, all that a small model meets
 OUT_OF_MEMORY = "out_of_memory"
+OF_PIXELS = ("score_background_psnr", "score_edge_contrast")  # scores that need a decoded image
 
 
 @dataclass(frozen=True)
@@ -245,13 +248,14 @@ class SynthesizeSamples:
         rgb = ((sampled.image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         if self.denoiser.mask_source == "planned":
             return self._judged_again(row, done | _in_its_background(row, rgb))
-        return done | self._pixels(row["sample_id"], rgb, sampled.mask)
+        return self._judged_again(row, done | self._pixels(row["sample_id"], rgb, sampled.mask))
 
     def _judged_again(self, row: Row, done: Row) -> Row:
-        """A sample that the gate has accepted, by what was changed outside its mask, which only its pixels tell."""
+        """A sample that the gate has accepted, by what only its pixels tell: what was changed outside its mask, and
+        whether its mask's contour is seen."""
         if self.gate is None or done["outcome"] != records.ACCEPTED:
             return done
-        outcome, reason = decide({"score_background_psnr": done["score_background_psnr"]}, self.gate_section)
+        outcome, reason = decide({name: done.get(name) for name in OF_PIXELS}, self.gate_section)
         shown = outcome == records.ACCEPTED or row["audit"] or self.section.keep_rejected == "image"
         without = {} if shown else dict.fromkeys(("image", "mask", "mask_source"))
         return done | without | {"outcome": outcome, "reason": reason}
@@ -260,9 +264,10 @@ class SynthesizeSamples:
         image_of = {"image": records.image_struct(encode_png(np.ascontiguousarray(rgb)), f"{name}.png")}
         if self.denoiser.mask_source is None:
             return image_of
-        encoded = encode_mask(mask[0].numpy() > 0.5)
+        shown = mask[0].numpy() > 0.5
         return image_of | {
-            "mask": records.image_struct(encoded, f"{name}-mask.png"), "mask_source": self.denoiser.mask_source,
+            "mask": records.image_struct(encode_mask(shown), f"{name}-mask.png"),
+            "mask_source": self.denoiser.mask_source, "score_edge_contrast": edge_contrast(rgb, shown),
         }  # fmt: skip
 
 
@@ -338,8 +343,10 @@ def background_of(row: Row) -> RGB:
 def _in_its_background(row: Row, drawn: RGB) -> Row:
     """The columns of a drawn row: its pixels with the background outside the planned mask."""
     name, background, mask = row["sample_id"], background_of(row), read_mask(row["mask"]["bytes"])
+    image = pasted(drawn, background, mask)
     return {
-        "image": records.image_struct(encode_png(pasted(drawn, background, mask)), f"{name}.png"),
+        "image": records.image_struct(encode_png(image), f"{name}.png"),
         "mask": records.image_struct(encode_mask(mask), f"{name}-mask.png"), "mask_source": "planned",
         "score_background_psnr": background_psnr(drawn, background, mask),
+        "score_edge_contrast": edge_contrast(image, mask),
     }  # fmt: skip

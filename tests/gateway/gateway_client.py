@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,23 @@ def listening(gateway: Gateway, tls: tuple[str | None, str | None] = (None, None
         thread.join(10)
         sock.close()
         assert not thread.is_alive()
+
+
+def sent_slowly(
+    port: int, headers: Sequence[bytes], size: int, path: str = "/v1/validate", pieces: int = 40
+) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON of what is answered to a client that reads when it has sent all of its body, in half a
+    second. A reset meanwhile is an error here, as it is to most clients."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+        sock.sendall(b"\r\n".join([b"POST %s HTTP/1.1" % path.encode(), b"Host: gate", *headers]) + b"\r\n\r\n")
+        for _ in range(pieces if size else 0):
+            sock.sendall(bytes(size // pieces))
+            time.sleep(0.5 / pieces)
+        found = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = found.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(first.split(" ")[1]), fields, json.loads(body)
 
 
 def problem(response: Any, status: int, error: str) -> dict[str, Any]:

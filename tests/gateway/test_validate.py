@@ -23,6 +23,7 @@ from factory import images
 from factory.gateway.app import Gateway
 from factory.gateway.model import ImageGate, policy_digest
 from factory.models.families import load_denoiser
+from factory.quality.edges import edge_contrast
 from factory.quality.overlap import iou
 from factory.recipe import GateSection
 from factory.stages.score import ScoreSamples
@@ -51,7 +52,8 @@ def test_the_answer_is_what_the_gate_of_a_pipeline_says_of_the_same_latents(
     assert set(given) == {"verdict", "reason", "iou", "theta", "scores", "mask", "model"}
     assert (given["verdict"], given["reason"]) == (wanted["outcome"], wanted["reason"])
     assert given["iou"] == pytest.approx(wanted["scores"]["iou"], abs=1e-3)
-    assert given["scores"] == pytest.approx({k: v for k, v in wanted["scores"].items() if k != "iou"}, abs=1e-3)
+    scores = {k: v for k, v in wanted["scores"].items() if k != "iou"}  # and what the pixels that were sent say
+    assert given["scores"] == pytest.approx(scores | {"score_edge_contrast": edge_contrast(image, mask)}, abs=1e-3)
     seen = images.read_mask(base64.b64decode(given["mask"]))
     assert seen.shape == (32, 32) and (seen != found).mean() < 0.01
     assert given["iou"] == pytest.approx(float(iou(seen, mask)), abs=1e-6)
@@ -80,6 +82,16 @@ def test_theta_is_that_of_the_lesions_size_and_decides(make_gateway: Callable[..
     with TestClient(make_gateway(of=make_gate(**LENIENT)).app()) as client:
         assert post(client, image, mask).json()["verdict"] == "accepted"
         assert post(client, image, mask).json()["iou"] == large["iou"]
+
+
+def test_a_mask_whose_contour_lies_on_no_edge_is_rejected_where_a_bound_is_given(
+    make_gateway: Callable[..., Gateway], make_gate: Any
+) -> None:
+    image, mask = lesion(32)
+    with TestClient(make_gateway(of=make_gate(**LENIENT, min_edge_contrast=1.2)).app()) as client:
+        on, off = post(client, image, mask).json(), post(client, image, np.roll(mask, 8, axis=1)).json()
+    assert (on["verdict"], off["verdict"], off["reason"]) == ("accepted", "rejected", "faint_edge")
+    assert on["scores"]["score_edge_contrast"] > 1.2 > off["scores"]["score_edge_contrast"]
 
 
 def test_scores_that_are_no_numbers_reject_and_are_null(make_gateway: Callable[..., Gateway], make_gate: Any) -> None:

@@ -44,6 +44,7 @@ def test_each_rule_rejects_by_its_own_name(score: str, value: float, reason: str
         ("score_holes", {"max_holes": 0.2}, 0.21, "implausible_shape"),
         ("score_shape", {"max_shape_distance": 6.0}, 6.1, "implausible_shape"),
         ("score_background_psnr", {"min_background_psnr": 25.0}, 24.9, "changed_background"),
+        ("score_edge_contrast", {"min_edge_contrast": 1.2}, 1.19, "faint_edge"),
     ],
 )
 def test_rules_without_a_bound_of_their_own_are_off_until_one_is_given(

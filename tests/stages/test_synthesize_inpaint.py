@@ -17,6 +17,7 @@ from factory.images import encode_mask, encode_png, read_mask, read_png, resized
 from factory.models.inpaint import InpaintDenoiser
 from factory.models.sampler import Sampler, Verdict
 from factory.models.segmenter import LatentSegmenter, save_segmenter
+from factory.quality.edges import edge_contrast
 from factory.quality.paste import MAX_PSNR, background_psnr, pasted
 from factory.recipe import GateSection, SynthesizeSection
 from factory.stages.score import LocalGate, ScoreSamples
@@ -63,6 +64,7 @@ def test_outside_the_mask_every_pixel_is_the_backgrounds_and_inside_it_is_drawn(
         deep = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         assert deep.any() and np.array_equal(image[deep], raw[deep])
         assert done["score_background_psnr"] == pytest.approx(background_psnr(raw, background, mask), abs=1e-6)
+        assert done["score_edge_contrast"] == edge_contrast(image, mask)
 
 
 def drawn_alone(denoiser: InpaintDenoiser, row: dict[str, Any]) -> np.ndarray:

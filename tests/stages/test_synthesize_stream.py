@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from factory import records
+from factory.images import read_mask, read_png
 from factory.models.sampler import Verdict
+from factory.quality.edges import MAX_CONTRAST, edge_contrast
 from factory.recipe import GateSection, SynthesizeSection
 from factory.records import ACCEPTED, REJECTED
 from factory.stages import synthesize
@@ -68,6 +71,30 @@ def test_units_of_a_stream_are_what_calls_give_and_are_asked_for_as_slots_become
     assert {row["outcome"] for rows in found.values() for row in rows} == {ACCEPTED, REJECTED}
     assert {row["calls_run"] for rows in found.values() for row in rows} == {CALLS, CALLS // 2 + 1}
     assert (occupancy(together) > occupancy(alone) + 0.1) == invariant
+
+
+def test_what_is_decoded_is_judged_by_the_contrast_of_its_masks_contour_where_a_bound_is_given(
+    tiny_weights: Any,
+) -> None:
+    rows = [row | {"audit": number == 0} for number, row in enumerate(planned(0, 32))]
+    free = stage(tiny_weights)(rows)
+    table = records.rows_to_table("samples", free)
+    for row, stored in zip(free, table["score_edge_contrast"].to_pylist(), strict=True):
+        shown = row.get("image")
+        wanted = None if shown is None else edge_contrast(read_png(shown["bytes"]), read_mask(row["mask"]["bytes"]))
+        assert row.get("score_edge_contrast") == wanted
+        assert stored == (None if wanted is None else pytest.approx(wanted, rel=1e-6))
+    assert sum(row.get("score_edge_contrast") is not None for row in free) >= 2
+
+    strict = stage(tiny_weights)
+    strict.gate_section = strict.gate_section.model_copy(update={"min_edge_contrast": 2 * MAX_CONTRAST})
+    for row, before in zip(strict(rows), free, strict=True):
+        assert row.get("score_edge_contrast") == before.get("score_edge_contrast")
+        if before.get("score_edge_contrast") is None:
+            assert (row["outcome"], row["reason"]) == (before["outcome"], before["reason"])
+        else:
+            assert (row["outcome"], row["reason"]) == (REJECTED, "faint_edge")
+            assert (row["image"] is None) == (not row["audit"])
 
 
 def test_units_of_another_size_come_after_and_are_probed_for_themselves(

@@ -12,6 +12,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,11 +134,10 @@ def _gate_deployed(run: Run, recipe: Recipe, pools: Any) -> Iterator[None]:
     """The run's gate is up and answers."""
     from factory.models.families import vae_digest_of
     from factory.runtime import serve
-    from factory.runtime.weights import weights_of
+    from factory.runtime.weights import fitted_generator, gate_here
 
-    generator, adapter, gate = weights_of(run, recipe)
-    vae = vae_digest_of(generator, adapter, recipe.plan.generator)
-    serve.start_gate(run.uri, str(gate), vae, recipe.gate, pools)
+    vae = vae_digest_of(*fitted_generator(run, recipe), recipe.plan.generator)
+    serve.start_gate(run.uri, partial(gate_here, run.uri, recipe), vae, recipe.gate, pools)
     try:
         yield
     finally:

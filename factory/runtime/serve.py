@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,13 @@ RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0)  # a replica that dies mid-call is replaced
 class GateDeployment:
     """A replica: loads the segmenter once, judges batches."""
 
-    def __init__(self, weights: str, vae_digest: str, section: GateSection, num_threads: int) -> None:
+    def __init__(
+        self, weights: str | Callable[[], Path], vae_digest: str, section: GateSection, num_threads: int
+    ) -> None:
         from factory.stages.score import ScoreSamples
 
-        self._score = ScoreSamples(weights, vae_digest, section, num_threads)
+        directory = weights() if callable(weights) else weights  # asked for on the replica's own machine
+        self._score = ScoreSamples(directory, vae_digest, section, num_threads)
 
     def validate(
         self, image_latents: np.ndarray, masks: np.ndarray | None, stage: Stage = "final"
@@ -45,8 +50,11 @@ def app_name(run_uri: str) -> str:
     return f"gate-{records.digest('gate', run_uri)[:12]}"
 
 
-def start_gate(run_uri: str, weights: str, vae_digest: str, section: GateSection, pools: Pools) -> None:
-    """Deploys a run's gate on the connected cluster, and returns when it answers. Nothing is bound beyond loopback."""
+def start_gate(
+    run_uri: str, weights: str | Callable[[], Path], vae_digest: str, section: GateSection, pools: Pools
+) -> None:
+    """Deploys a run's gate on the connected cluster, and returns when it answers. Nothing is bound beyond loopback.
+    weights: a directory that all machines have, or what finds one on each."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Serve sets its own level when it is imported

@@ -117,15 +117,16 @@ class SynthesizeUnit(UnitStage):
     ) -> None:  # fmt: skip
         from factory.runtime.cluster import is_alive, this_machine
         from factory.runtime.serve import GateHandle
+        from factory.runtime.weights import generator_here
 
         self.run, self.section = Run(run_uri), recipe.synthesize
         self.attempts = Attempts(self.run.store, "samples", drive, this_machine(), is_alive)
         self._of_unit, self._begun = self.run.table("plan").finder("unit"), dict[int, Attempt]()
         into_images = recipe.plan.generator == "inpaint"
         self.backgrounds = Run(run_uri).table("backgrounds") if into_images else None
-        gate = GateHandle(run_uri)
+        gate, (generator, fitted) = GateHandle(run_uri), generator_here(self.run, recipe, weights, adapter)
         self.synthesize = self.stage()(
-            weights, adapter, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator, gpu, prompts
+            generator, fitted, recipe.synthesize, recipe.gate, gate, gate_digest, recipe.plan.generator, gpu, prompts
         )  # fmt: skip
         if self.section.compile:
             self.synthesize.prepare((recipe.plan.size, recipe.plan.size))

@@ -38,6 +38,22 @@ def fitted_generator(run: Run | None, recipe: Recipe) -> tuple[Path, Path | None
     return generator_of(recipe), adapter
 
 
+def generator_here(
+    run: Run, recipe: Recipe, generator: str | Path, adapter: str | Path | None
+) -> tuple[Path, Path | None]:
+    """Generator and adapter on the machine that asks: where the driver found them, or, where what it found is its own
+    copy of a run in a bucket, this machine's copy."""
+    named = [Path(generator), *([] if adapter is None else [Path(adapter)])]
+    if all(path.exists() for path in named):
+        return named[0], named[1] if adapter is not None else None
+    return fitted_generator(run, recipe)
+
+
+def gate_here(uri: str, recipe: Recipe) -> Path:
+    """The gate's directory on the machine that asks."""
+    return weights_of(Run(uri), recipe)[2]
+
+
 def _named_weights(run: Run | None, name: str) -> Path:
     if Path(name).is_dir() or Path(name).is_file():  # a LoRA may be one file
         return Path(name)

@@ -172,7 +172,10 @@ def fit(
 def export(
     name: Annotated[str, typer.Argument(help="Weights of the run, or a fit that has one: distill or finetune.")],
     run: RunOption,
-    out: Annotated[Path, typer.Option("--out", help="The file: .onnx, for pt2 .pt2. Its cards go beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="The file: .onnx, for pt2 .pt2, for int8 on GPUs .pt2. Its cards go beside it."),
+    ],
     kind: Annotated[str, typer.Option("--format", help="onnx, pt2 or int8.")] = "onnx",
     pixels: Annotated[
         str, typer.Option("--input", help="uint8, as decoders give pixels, or float in [0, 1].")

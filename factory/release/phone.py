@@ -1,6 +1,6 @@
 """A fitted classifier as a file for a phone, checked on the run's own images, with its card beside it.
 
-FILE                 ONNX, int8 ONNX or .pt2; class names and digests are inside too
+FILE                 ONNX or .pt2, in float or int8; class names and digests are inside too
 FILE.card.json       what it is, what it was made of, what it costs, how far it is from its original
 FILE.md              the same, to read
 """
@@ -24,7 +24,7 @@ from factory import images, records, taxonomy
 from factory.fits.card import digest_of
 from factory.fits.distill import load_student
 from factory.fits.examples import image_bytes, training_rows, with_images
-from factory.models import export
+from factory.models import export, int8
 from factory.models.student import cost, cost_at
 from factory.run import Run
 
@@ -45,31 +45,39 @@ def export_weights(
     echo: Echo = print,
     bound: export.Bound | None = None,
 ) -> Path:
-    """Exports weights of a run as `onnx`, `pt2` or `int8` and returns the file.
+    """Exports weights of a run as `onnx`, `pt2` or `int8` and returns the file. The suffix says for what int8 is: .onnx
+    for CPUs, .pt2 for GPUs.
 
     name: of weights, or of a fit that has one. bound: for other bounds than `export.BOUNDS`. Raises ExportDiffers, and
     writes nothing, where it answers otherwise than its original on validation images.
     """
     bound = bound or export.BOUNDS[taxonomy.check(kind, FORMATS, "--format")]
-    if out.suffix != export.SUFFIX[kind]:
-        raise ValueError(f"--out must end in {export.SUFFIX[kind]} for {kind}, got {out.name}; rename it.")
+    if out.suffix not in export.SUFFIXES[kind]:
+        raise ValueError(
+            f"--out must end in {' or '.join(export.SUFFIXES[kind])} for {kind}, got {out.name}; rename it."
+        )
     name = _weights_named(run, name)
     card = run.card(name)
     size, model = int(card["image_size"]), load_student(run.weights_dir(name))
     corpus = run.table("corpus").read(["image", "diagnosis", "split", "outcome"])
-    held_out, known = _pixels(_validation_rows(corpus), size, CHECKED), _metadata(run, name, card, kind, uint8)
+    held_out, known = (
+        _pixels(_validation_rows(corpus), size, CHECKED),
+        _metadata(run, name, card, kind, out.suffix, uint8),
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         staged = Path(folder) / out.name
-        calibration = _pixels(training_rows(corpus), size, CALIBRATION) if kind == "int8" else None
-        export.export(model, kind, staged, size, known, uint8=uint8, calibration=calibration)
+        calibration = (
+            _pixels(training_rows(corpus), size, CALIBRATION) if (kind, out.suffix) == ("int8", ".onnx") else None
+        )
+        known = export.export(model, kind, staged, size, known, uint8=uint8, calibration=calibration)
         given = export.as_input(held_out, uint8)
         answer = export.opened(staged)
         found = export.compared(export.original(model, uint8), answer, given)
         export.check(found, bound, kind)
         fields = known | {
             "bytes": staged.stat().st_size, "digest": digest_of(staged), "checked": found, "bound": asdict(bound),
-            "latency": _latency(answer, given[:1], kind), "cost": _costs(model, card, size),
+            "latency": _latency(answer, given[:1], out.suffix), "cost": _costs(model, card, size),
             "num_calibration": 0 if calibration is None else len(calibration),
         }  # fmt: skip
         os.replace(staged, out)
@@ -92,14 +100,14 @@ def _weights_named(run: Run, name: str) -> str:
     return name
 
 
-def _metadata(run: Run, name: str, card: dict[str, Any], kind: str, uint8: bool) -> dict[str, Any]:
+def _metadata(run: Run, name: str, card: dict[str, Any], kind: str, suffix: str, uint8: bool) -> dict[str, Any]:
     """What a user of the file needs, and what it was made of."""
     layout = "uint8 RGB (B, S, S, 3)" if uint8 else "float32 RGB (B, 3, S, S) in [0, 1]"
     made_of = card.get("inputs", {}).get("tables", {})
     return {
         "name": name, "format": kind, "architecture": card["architecture"], "classes": card["classes"],
         "image_size": card["image_size"], "input": layout, "output": "probabilities (B, K)",
-        "opset": None if kind == "pt2" else export.OPSET, "weights_digest": card["digest"],
+        "opset": None if suffix == ".pt2" else export.OPSET, "weights_digest": card["digest"],
         "tables": made_of, "licence": card.get("licence", "unknown"),
         "num_real": card.get("num_real"), "num_synthetic": card.get("num_synthetic"),
     }  # fmt: skip
@@ -118,10 +126,10 @@ def _pixels(rows: pa.Table, size: int, most: int) -> NDArray[np.uint8]:
     return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint8)
 
 
-def _latency(answer: export.Answer, image: export.Pixels, kind: str) -> dict[str, Any]:
+def _latency(answer: export.Answer, image: export.Pixels, suffix: str) -> dict[str, Any]:
     import torch
 
-    if kind == "pt2":
+    if suffix == ".pt2":
         return {"runtime": f"torch {torch.__version__}, {torch.get_num_threads()} threads"} | export.latency(
             answer, image
         )
@@ -136,6 +144,22 @@ def _costs(model: Any, card: dict[str, Any], size: int) -> list[dict[str, int]]:
     options = {} if patches is None else {"patch_size": patches.patch_size[0]}
     usual = cost_at(card["architecture"], len(card["classes"]), USUAL_SIZE, **options)
     return [asdict(cost(model, size)), *([] if size == USUAL_SIZE else [asdict(usual)])]
+
+
+def _eight_bits(card: dict[str, Any]) -> list[str]:
+    """What is in eight bits, as lines of the card; none for float formats."""
+    if "layers" not in card:
+        return []
+    count = card["layers"]
+    lines = [
+        f"- int8: {count[int8.COMPUTED]} linear layers computed in eight bits, {count[int8.STORED]} layers whose "
+        f"weights are stored in eight bits and computed in float32, {count[int8.FLOAT]} layers in float32"
+    ]
+    if card["opset"] is None:
+        lines.append(
+            "- made for GPUs by torchao, which must be installed to load it; checked on a CPU, tried on no GPU"
+        )
+    return lines
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -157,6 +181,7 @@ def card_text(card: dict[str, Any]) -> str:
         f"- weights: `{card['weights_digest']}`, licence {card['licence']}",
         f"- fitted on {card['num_real']} real and {card['num_synthetic']} synthetic images",
         *tables,
+        *_eight_bits(card),
         f"- checked on {checked['num_images']} validation images: probabilities differ by at most "
         f"{checked['max_difference']:.3g} (bound {bound['max_difference']:g}), {checked['agreement']:.1%} same "
         f"verdicts (bound {bound['min_agreement']:.0%})",

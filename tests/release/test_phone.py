@@ -23,7 +23,7 @@ from factory import records
 from factory.cli import app
 from factory.fits.card import digest_of, write_card
 from factory.fits.distill import load_student
-from factory.models import export
+from factory.models import export, int8
 from factory.models.classifier import build_classifier
 from factory.models.student import cost
 from factory.release import phone
@@ -36,6 +36,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 with_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="needs onnx, onnxscript and onnxruntime"
 )
+
+with_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
 
 
 def _put(run: Run, directory: Path, name: str, architecture: str, **options: Any) -> None:
@@ -133,12 +135,112 @@ def test_pt2_answers_as_its_original_and_carries_its_metadata(run: Run, tmp_path
 
 
 @with_onnx
-def test_int8_is_a_third_of_the_size_and_within_its_bound(run: Run, exported: dict[str, Path], tmp_path: Path) -> None:
+def test_int8_of_a_vit_computes_its_linear_layers_in_eight_bits(
+    run: Run, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    import onnx
+
     small = phone.export_weights(run, VIT, "int8", tmp_path / "s.onnx", echo=lambda line: None)
     assert small.stat().st_size < 0.34 * exported[VIT].stat().st_size
     card = json.loads((tmp_path / "s.onnx.card.json").read_text())
     assert card["num_calibration"] == 16  # the training images
     assert 0 < card["checked"]["max_difference"] <= card["bound"]["max_difference"] == 0.15
+    assert card["bound"]["min_agreement"] == 0.98
+    linear = sum(isinstance(one, torch.nn.Linear) for one in load_student(run.weights_dir(VIT)).modules()) - 1
+    assert card["layers"] == {"computed_in_int8": linear, "stored_in_int8": 1, "float32": 1}  # patches, head
+    graph = onnx.load(str(small))
+    made = {out: node.op_type for node in graph.graph.node for out in node.output}
+    eight = [{made.get(name) for name in node.input} == {"DequantizeLinear"} for node in _products(graph)]
+    assert eight.count(True) == linear and eight.count(False) > 0  # those of two activations, in attention
+    assert json.loads({one.key: one.value for one in graph.metadata_props}["layers"]) == card["layers"]
+    assert f"{linear} linear layers computed in eight bits" in (tmp_path / "s.onnx.md").read_text()
+
+
+def _products(graph: Any) -> list[Any]:
+    return [node for node in graph.graph.node if node.op_type == "MatMul"]
+
+
+@with_onnx
+def test_int8_of_a_cnn_only_stores_its_larger_weights_in_eight_bits(
+    run: Run, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    import onnx
+
+    loose = export.Bound(0.05, 0.8)  # of eight verdicts of a random network one is close
+    small = phone.export_weights(run, STUDENT, "int8", tmp_path / "s.onnx", echo=lambda line: None, bound=loose)
+    card = json.loads((tmp_path / "s.onnx.card.json").read_text())
+    weights = [
+        one.weight.numel()
+        for one in load_student(run.weights_dir(STUDENT)).modules()
+        if isinstance(one, (torch.nn.Conv2d, torch.nn.Linear))
+    ]
+    large = sum(count >= int8.SMALLEST for count in weights)
+    assert card["layers"] == {
+        "computed_in_int8": 0, "stored_in_int8": large, "float32": len(weights) - large,
+    }  # fmt: skip
+    assert 0 < large < len(weights)
+    graph = onnx.load(str(small))
+    assert not any("Quantize" in node.op_type for node in graph.graph.node)
+    kept = [one for one in graph.graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    assert len(kept) == large
+    assert small.stat().st_size < 0.4 * exported[STUDENT].stat().st_size
+
+
+def test_a_weight_is_rounded_by_its_largest_of_each_output_channel() -> None:
+    weight = np.array([[1.27, -0.5], [0.0, 0.0], [0.02, 2.54]], np.float32)
+    whole, scale = int8.rounded(weight, 0)
+    assert whole.tolist() == [[127, -50], [0, 0], [1, 127]] and whole.dtype == np.int8
+    np.testing.assert_allclose(scale, [[0.01], [1.0], [0.02]], rtol=1e-6)
+    assert int8.rounded(weight, 1)[1].shape == (1, 2)
+
+
+@with_onnx
+def test_a_network_that_eight_bits_would_break_is_computed_in_float(run: Run, tmp_path: Path) -> None:
+    model = load_student(run.weights_dir(VIT))
+    with torch.no_grad():
+        for block in model.model.blocks:  # one place a thousand times as large as the others, and as little heard
+            block.norm2.weight[0] *= 1e4
+            block.mlp.fc1.weight[:, 0] /= 1e4
+    images = _validation(run, True)
+    layers = export.export(model, "int8", tmp_path / "m.onnx", 32, {}, calibration=np.concatenate([images] * 4))[
+        "layers"
+    ]
+    assert layers["computed_in_int8"] == 0 and layers["float32"] == 1
+    found = export.compared(export.original(model, True), export.opened(tmp_path / "m.onnx"), images)
+    assert found["max_difference"] < 0.05
+
+
+@with_torchao
+def test_int8_for_gpus_is_a_program_that_another_process_loads(run: Run, tmp_path: Path) -> None:
+    out = phone.export_weights(run, VIT, "int8", tmp_path / "m.pt2", echo=lambda line: None)
+    card = json.loads((tmp_path / "m.pt2.card.json").read_text())
+    linear = sum(isinstance(one, torch.nn.Linear) for one in load_student(run.weights_dir(VIT)).modules()) - 1
+    assert card["layers"] == {"computed_in_int8": linear, "stored_in_int8": 0, "float32": 2}
+    assert card["num_calibration"] == 0 and card["opset"] is None
+    assert 0 < card["checked"]["max_difference"] < card["bound"]["max_difference"]
+    assert "tried on no GPU" in (tmp_path / "m.pt2.md").read_text()
+    inside = {export.METADATA: ""}
+    program = torch.export.load(out, extra_files=inside)
+    assert json.loads(inside[export.METADATA])["layers"] == card["layers"]
+    assert "aten._int_mm.default" in {str(node.target) for node in program.graph.nodes}
+    pixels = _validation(run, True)[:3]
+    np.save(tmp_path / "pixels.npy", pixels)
+    script = (
+        "import sys, numpy, torch; torch.set_num_threads(1);"
+        "answer = torch.export.load(sys.argv[1]).module()(torch.from_numpy(numpy.load(sys.argv[2])));"
+        "numpy.save(sys.argv[3], answer.detach().numpy())"
+    )
+    files = [str(out), str(tmp_path / "pixels.npy"), str(tmp_path / "answer.npy")]
+    subprocess.run([sys.executable, "-c", script, *files], check=True, capture_output=True)
+    expected = export.original(load_student(run.weights_dir(VIT)), True)(pixels)
+    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=0.05)
+
+
+@with_torchao
+def test_int8_for_gpus_of_a_cnn_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must have linear layers beside its head.*export int8 as \.onnx"):
+        phone.export_weights(run, STUDENT, "int8", tmp_path / "m.pt2", echo=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 @with_onnx
@@ -155,7 +257,7 @@ def test_another_model_and_one_without_numbers_are_told_from_the_original(run: R
     found = export.compared(student, vit, pixels)
     by_hand = np.abs(student(pixels) - vit(pixels)).max()
     assert found["max_difference"] == pytest.approx(float(by_hand))
-    with pytest.raises(export.ExportDiffers, match="export onnx, or calibrate on more"):
+    with pytest.raises(export.ExportDiffers, match="export onnx, or fit longer"):
         export.check(found, bound, "pt2")
     broken = export.compared(student, lambda given: np.full((len(given), 3), np.nan, np.float32), pixels)
     assert broken["max_difference"] == float("inf")
@@ -188,6 +290,8 @@ def test_the_example_needs_neither_torch_nor_the_factory(
 def test_what_cannot_be_exported_is_refused_in_one_sentence(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--out must end in \.pt2 for pt2, got m\.onnx"):
         phone.export_weights(run, STUDENT, "pt2", tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=r"--out must end in \.onnx or \.pt2 for int8, got m\.tflite"):
+        phone.export_weights(run, STUDENT, "int8", tmp_path / "m.tflite")
     with pytest.raises(ValueError, match="--format must be a known word, got 'onxx'; did you mean 'onnx'"):
         phone.export_weights(run, STUDENT, "onxx", tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="weights must be among those of .*got 'mae'"):

@@ -40,7 +40,7 @@ format: $(READY)
 
 # New pins from pyproject.toml: hashes, and no address of any index.
 pins:
-	uv pip compile pyproject.toml --extra test --extra s3 --constraint constraints.txt --python-version 3.11 \
+	uv pip compile pyproject.toml --extra test --extra s3 --extra export --constraint constraints.txt --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.txt
 
 clean:

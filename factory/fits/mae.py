@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from factory import records
 from factory.fits.card import checkpoint_at, digest_of, write_card
-from factory.fits.examples import augment
+from factory.fits.examples import ImageExamples, augment
 from factory.fits.objective import Examples, RowNoise
 from factory.fits.probing import Probe, probe_of
-from factory.fits.streamed import StreamedImages, shards_of
+from factory.fits.streamed import StreamedImages, shards_of, some_of
+from factory.fits.validation import MAX_ROWS
 from factory.models.classifier import Normalised, normalised
 from factory.models.mae import MaskedAutoencoder, begin_from, load_mae, save_mae
 from factory.models.simmim import SimMIM
@@ -50,9 +51,10 @@ class MaeObjective:
         examples: Examples,
         provenance: Mapping[str, object] | None = None,
         probe: Probe | None = None,
+        held_out: ImageExamples | None = None,
     ) -> None:
         self.section, self.examples, self.provenance = section, examples, dict(provenance or {})
-        self.probe = probe
+        self.probe, self.held_out = probe, held_out
 
     def build(self) -> Normalised:
         """The autoencoder at step 0, a function of the seed and of the weights it begins from."""
@@ -125,4 +127,12 @@ def mae_objective(section: MaeSection, corpus: Table, samples: Table | None = No
         parts, section.image_size, shuffle_rows=section.shuffle_rows, keep_bytes=int(section.keep_gib * 2**30)
     )
     probe = probe_of(corpus, section.image_size) if section.probe_every else None
-    return MaeObjective(section, examples, counts | {"licences": sorted(licences)}, probe)
+    held_out = _held_out(corpus, section.image_size) if section.validate_every else None
+    return MaeObjective(section, examples, counts | {"licences": sorted(licences)}, probe, held_out)
+
+
+def _held_out(corpus: Table, image_size: int) -> ImageExamples:
+    """Some of the validation images, on which the fit's loss is taken."""
+    kept = (pc.field("split") == "val") & (pc.field("outcome") == records.ACCEPTED)
+    shards, _ = shards_of(corpus, kept, ["split", "outcome"])
+    return ImageExamples(some_of(shards, MAX_ROWS)[1], image_size)

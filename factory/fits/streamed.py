@@ -63,7 +63,7 @@ def _reading(read: Callable[[int], pa.Table], part: int, places: pa.ChunkedArray
 def some_of(shards: Sequence[Shard], most: int) -> tuple[Rows, list[bytes]]:
     """At most so many rows, evenly over all, and their encoded images; one shard is held at a time."""
     starts = np.cumsum([0, *(shard.count for shard in shards)])
-    rows = np.unique(np.linspace(0, starts[-1] - 1, min(most, int(starts[-1]))).round().astype(np.int64))
+    rows = np.linspace(0, starts[-1] - 1, min(most, int(starts[-1]))).round().astype(np.int64)
     encoded: list[bytes] = []
     for shard, start, stop in zip(shards, starts[:-1], starts[1:], strict=True):
         own = rows[(rows >= start) & (rows < stop)] - start

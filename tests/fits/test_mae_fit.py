@@ -147,7 +147,7 @@ def test_features_are_probed_on_the_way_and_the_fit_ends_where_one_that_was_not_
     corpus = Run(tmp_path / "run").table("corpus")
     corpus.commit(0, records.rows_to_table("corpus", rows))  # type: ignore[arg-type]
     corpus.seal(1, {"of": "test"}, {})
-    probed = SECTION.model_copy(update={"probe_every": 6})
+    probed = SECTION.model_copy(update={"probe_every": 6, "validate_every": 6})
     ends = [
         train(mae_objective(section, corpus), section, tmp_path / name).state_dict()
         for name, section in (("probed", probed), ("plain", SECTION))
@@ -156,6 +156,8 @@ def test_features_are_probed_on_the_way_and_the_fit_ends_where_one_that_was_not_
     curve = [json.loads(line) for line in (tmp_path / "probed" / "metrics.jsonl").read_text().splitlines()]
     found = [(row["step"], row["linear_probe"], row["nearest_neighbours"]) for row in curve if "linear_probe" in row]
     assert found == [(6, 1.0, 1.0), (12, 1.0, 1.0)]  # dark and light images are told apart by any features
+    held_out = [row["validation_loss"] for row in curve if "validation_loss" in row]
+    assert len(held_out) == 2 and held_out[1] < held_out[0]
 
 
 def test_a_probe_without_labels_is_refused(tables: tuple[Table, Table]) -> None:

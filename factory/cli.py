@@ -247,10 +247,10 @@ def evaluate(
 ) -> None:
     """Measure what the set is worth, or how good a part is; compare captioners and have raters review them."""
     if dry_run:
-        from factory import evaluations
+        from factory import line
 
         on = None if cluster is None else str(cluster)
-        return evaluations.preview(_recipe(run, recipe, set_), name, on, typer.echo)
+        return line.preview_evaluation(_recipe(run, recipe, set_), name, on, typer.echo)
     _step(run, recipe, set_, "evaluate", name, others or (), reviews or ())
 
 

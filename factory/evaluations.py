@@ -178,20 +178,33 @@ def _evaluate_noise(run: Run, recipe: Recipe, echo: Echo) -> None:
 
 def _evaluate_dermae(run: Run, recipe: Recipe, echo: Echo) -> None:
     from factory.lab.dermae import run_table
-    from factory.runtime.dermae import fit_cells
 
-    fit_cells(run, recipe, echo)
+    fit_dermae(run, recipe, echo)
     directory = run.local_dir("evaluate dermae-table")
     tables = run.table("corpus").read(), run.table("samples").read()
     run_table(run.store, directory, *tables, recipe.evaluate.dermae, progress=echo)
+
+
+def fit_dermae(run: Run, recipe: Recipe, echo: Echo = print) -> None:
+    """Fits and tests on a cluster every cell of DerMAE's table that has no result yet."""
+    from factory.lab.dermae_tasks import tasks_of
+    from factory.runtime import cluster
+    from factory.runtime.tasks import carry_out
+
+    shared, chains = tasks_of(run, recipe.evaluate.dermae)
+    if not chains:
+        return
+    with cluster.connect() as resources:
+        carry_out(shared, resources, recipe, "dermae      pre-training", echo)
+        carry_out(chains, resources, recipe, "dermae      chain", echo)
 
 
 def preview(recipe: Recipe, name: str, on: str | None, echo: Echo = print) -> None:
     """What an evaluation would cost, of those that are long. on: a cluster's YAML; None is what is here."""
     from factory.lab.dermae_cost import cost_lines
     from factory.runtime import cluster
-    from factory.runtime.dermae import workers_of
     from factory.runtime.estimate import here
+    from factory.runtime.tasks import workers_of
 
     if name != "dermae-table":
         raise ValueError(f"--dry-run must go with `evaluate dermae-table`, got {name}; leave it out.")

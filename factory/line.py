@@ -205,6 +205,13 @@ def evaluate(
     evaluations.evaluate(run, recipe, name, others, reviews, echo)
 
 
+def preview_evaluation(recipe: Recipe, name: str, cluster: str | None = None, echo: Echo = print) -> None:
+    """What an evaluation would cost, of those that are long; `cluster` is a YAML, None what is here."""
+    from factory import evaluations
+
+    evaluations.preview(recipe, name, cluster, echo)
+
+
 def report(run: Run, recipe: Recipe, echo: Echo = print) -> str:
     """The report on what the run holds by now: RUN/report/index.html and corpus.json. Returns the page's address.
 

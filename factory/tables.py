@@ -15,26 +15,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
-from factory import parts, recipe, records
+from factory import parts, records
 from factory.lock import RunLock, RunLocked, lock
+from factory.manifest import Manifest
 from factory.parts import PartInfo, canonical_json
 from factory.storage import Store
 
 __all__ = [
-    "DamagedTable", "Manifest", "PartInfo", "RunLock", "RunLocked", "StaleTable", "Table", "UnsealedTable",
-    "fingerprint_of", "lock",
+    "DamagedTable", "Manifest", "PartInfo", "RunLock", "RunLocked", "StaleTable", "Table", "UnsealedTable", "lock",
 ]  # fmt: skip
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
@@ -51,70 +48,6 @@ class StaleTable(ValueError):
 
 class DamagedTable(ValueError):
     """What lies in the run is not what was sealed there."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a sealed table consists of and was made from.
-
-    `parents` are the manifest digests of the tables it was made from. Each further round adds its predecessor's
-    digest to `predecessors`, oldest first.
-    """
-
-    table: str
-    parts: tuple[PartInfo, ...]
-    schema: str
-    fingerprint: dict[str, str]
-    parents: dict[str, str]
-    predecessors: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the manifest's canonical content."""
-        return parts.sha256(canonical_json(self._content()))
-
-    @property
-    def origin(self) -> str:
-        """The digest of the first round: it stays when a round is added, and changes when the table is remade."""
-        return self.predecessors[0] if self.predecessors else self.digest
-
-    @property
-    def rows(self) -> int:
-        return sum(info.rows for info in self.parts)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows per outcome; empty for a table that has none."""
-        total: Counter[str] = Counter()
-        for info in self.parts:
-            total.update(info.outcomes)
-        return dict(sorted(total.items()))
-
-    def to_json(self) -> bytes:
-        summary = {"rows": self.rows, "outcomes": self.counts, "digest": self.digest}
-        return json.dumps({**self._content(), **summary}, sort_keys=True, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Manifest:
-        """The manifest in a file; a KeyError, TypeError or ValueError if it is none or was edited."""
-        content = json.loads(data)
-        manifest = cls(
-            table=str(content["table"]),
-            parts=tuple(PartInfo.from_json(info) for info in content["parts"]),
-            schema=str(content["schema"]),
-            fingerprint=_strings(content["fingerprint"]),
-            parents=_strings(content["parents"]),
-            predecessors=tuple(str(digest) for digest in content["predecessors"]),
-        )
-        if content["digest"] != manifest.digest:
-            raise ValueError("its content does not match its own digest")
-        return manifest
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "table": self.table, "parts": [parts.info_json(info) for info in self.parts], "schema": self.schema,
-            "fingerprint": self.fingerprint, "parents": self.parents, "predecessors": list(self.predecessors),
-        }  # fmt: skip
 
 
 class Table:
@@ -177,7 +110,8 @@ class Table:
         if manifest is not None:
             return manifest.fingerprint
         try:
-            return _strings(json.loads(self.store.read(self._fingerprint_path)))
+            kept = json.loads(self.store.read(self._fingerprint_path))
+            return {str(key): str(value) for key, value in kept.items()}
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, AttributeError) as error:
@@ -478,38 +412,3 @@ class Table:
 
     def _repair(self, part: int) -> str:
         return f"restore it, or remove {self.part_path(part)} and {self.manifest_path} and make it again"
-
-
-def fingerprint_of(
-    recipe_: recipe.Recipe, table_name: str, parents: Mapping[str, str], weights: Mapping[str, str]
-) -> dict[str, str]:
-    """What a table depends on, one entry per field so that a difference can be named.
-
-    The recipe's fields (those of recipe.FINGERPRINTS) as their JSON value, `parents.<table>` as that table's
-    `origin()`, so that a further round of a parent adds to this table rather than refusing it, and
-    `weights.<name>` as a digest. Long values are replaced by their SHA-256.
-    """
-    fields: dict[str, Any] = {}
-    for section in recipe.FINGERPRINTS[table_name]:
-        value: Any = recipe_
-        for name in section.split("."):
-            value = getattr(value, name)
-        fields.update(_leaves(section, value))
-    found = {name: _short(json.dumps(value, sort_keys=True)) for name, value in fields.items()}
-    found |= {f"parents.{name}": digest for name, digest in parents.items()}
-    found |= {f"weights.{name}": digest for name, digest in weights.items()}
-    return found
-
-
-def _leaves(name: str, value: Any) -> Iterable[tuple[str, Any]]:
-    if not isinstance(value, BaseModel):
-        return [(name, value)]
-    return [leaf for key in type(value).model_fields for leaf in _leaves(f"{name}.{key}", getattr(value, key))]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"sha256:{parts.sha256(text.encode())[:32]}"
-
-
-def _strings(content: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in content.items()}

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory import records
+from factory.fingerprint import fingerprint_of
 from factory.instructions import prompt_file
 from factory.recipe import CaptionSection, Recipe
 from factory.run import Run
 from factory.runtime.cluster import Pools
 from factory.runtime.units import LIGHT_UNITS, Echo, UnitStage, fill, pool
-from factory.tables import fingerprint_of
 
 
 def caption(run: Run, recipe: Recipe, pools: Pools, echo: Echo = print) -> None:

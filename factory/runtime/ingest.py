@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from factory import records
+from factory.fingerprint import fingerprint_of
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS, Pools
 from factory.runtime.units import LIGHT_UNITS, Echo, UnitStage, fill, fingerprint_in, pool
-from factory.tables import Table, fingerprint_of
+from factory.tables import Table
 
 UNITS_PER_LISTING_PART = 64
 

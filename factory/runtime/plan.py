@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factory import records, taxonomy
+from factory.fingerprint import fingerprint_of
 from factory.parts import canonical_json
 from factory.recipe import PlanSection, Recipe
 from factory.run import Run
@@ -29,7 +30,6 @@ from factory.runtime.units import Echo
 from factory.stages import plan as planning
 from factory.stages import quotas
 from factory.stages.quotas import Cell, Tally
-from factory.tables import fingerprint_of
 
 # Of the plan's fields: those that its rounds freeze for themselves, and those that count only where they are used, so
 # that a plan keeps the ids it had before there were any.

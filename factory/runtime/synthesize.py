@@ -30,9 +30,9 @@ from factory.runtime.attempts import ERROR, EXIT_STATUS, TIMED_OUT, Attempt, Att
 from factory.runtime.backgrounds import with_pixels
 from factory.runtime.cluster import Pools
 from factory.runtime.estimate import MADE
-from factory.runtime.prompts import embed
 from factory.runtime.retry import failed_rows
 from factory.runtime.shared_slots import Fallen, SharedSlots
+from factory.runtime.text_pass import embed
 from factory.runtime.units import Echo, UnitStage, fill, fingerprint_in, pool
 
 if TYPE_CHECKING:

@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 
 from factory import records
+from factory.fingerprint import fingerprint_of
 from factory.progress import ProgressLine, Stopped
 from factory.recipe import Recipe
 from factory.run import Run
 from factory.runtime.cluster import ACTOR_CPUS
 from factory.runtime.losses import lost_actors_given_up
 from factory.storage import StorageError
-from factory.tables import Table, fingerprint_of
+from factory.tables import Table
 
 Echo = Callable[[str], None]
 IN_FLIGHT = 2  # units that an actor has at hand: the next one is there when the last one ends

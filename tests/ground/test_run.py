@@ -12,10 +12,11 @@ import pytest
 
 import factory
 from factory import records, run
+from factory.fingerprint import fingerprint_of
 from factory.recipe import load
 from factory.run import Run, read_events
 from factory.storage import Store
-from factory.tables import DamagedTable, Table, fingerprint_of
+from factory.tables import DamagedTable, Table
 
 
 @pytest.fixture(params=["local", "s3"])

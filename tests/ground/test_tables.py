@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory import parts, records
+from factory.fingerprint import fingerprint_of
 from factory.recipe import FINGERPRINTS, Recipe, load
 from factory.storage import LocalStore
-from factory.tables import DamagedTable, Manifest, StaleTable, Table, UnsealedTable, fingerprint_of
+from factory.tables import DamagedTable, Manifest, StaleTable, Table, UnsealedTable
 
 FINGERPRINT = {"caption.captioner": '"measured"', "parents.corpus": "c0"}
 

@@ -18,7 +18,7 @@ from factory.models.kept_prompts import KeptPrompts
 from factory.models.weights import generator_digest
 from factory.recipe import GateSection, Recipe, load
 from factory.run import Run
-from factory.runtime import cluster, prompts
+from factory.runtime import cluster, text_pass
 from factory.runtime import synthesize as pipeline
 from factory.stages.synthesize import SynthesizeSamples
 from factory.storage import LocalStore
@@ -65,14 +65,14 @@ def test_prompts_are_embedded_once_before_and_who_draws_reads_them(base: Path, r
         pools = cluster.pools(resources, recipe)
         digests = {"generator": generator_digest(base), "gate": ""}
         pipeline.synthesize(run, recipe, pools, digests, paths, nullcontext(), said.append, UnjudgedUnit)
-        kept = prompts.kept_prompts(run.uri, recipe, str(base), None, False)
+        kept = text_pass.kept_prompts(run.uri, recipe, str(base), None, False)
         planned = run.table("plan").read().to_pylist()
         wanted = {row["prompt"] for row in planned} | {""}
         assert len(run.store.list(kept.folder)) == len(wanted) and kept.missing(wanted) == []
         (told,) = [text for text in said if text.startswith("prompts")]
         assert f"{len(wanted)}/{len(wanted)} rows" in told
         run.store.delete(run.store.list(kept.folder)[0])
-        assert prompts.embed(run, recipe, paths, pools, [0, 1, 2], said.append)
+        assert text_pass.embed(run, recipe, paths, pools, [0, 1, 2], said.append)
         assert "1/1 rows" in said[-1] and kept.missing(wanted) == []
     alone = SynthesizeSamples(base, None, recipe.synthesize, GateSection(), None, family="flux", gpu=False)
     rows = {row["sample_id"]: row for row in run.table("samples").read().to_pylist()}
@@ -87,10 +87,10 @@ def test_more_than_the_cache_takes_is_embedded_by_who_draws(base: Path, recipe: 
     small = recipe.model_copy(update={"synthesize": recipe.synthesize.model_copy(update={"prompt_cache_gib": 0})})
     pools = cluster.Pools(synthesize=1, gate_replicas=1, tasks=1, num_threads=1, gpus_per_actor=0)
     paths: dict[str, str | None] = {"generator": str(base), "adapter": None}
-    assert not prompts.embed(run, small, paths, pools, [0], said.append)
+    assert not text_pass.embed(run, small, paths, pools, [0], said.append)
     (told,) = said
     assert "GiB when embedded are above synthesize.prompt_cache_gib=0: they are embedded by who draws them" in told
-    assert not prompts.embed(run, recipe, paths, pools, [], said.append) and len(said) == 1
+    assert not text_pass.embed(run, recipe, paths, pools, [], said.append) and len(said) == 1
 
 
 def test_a_prompt_is_read_as_it_was_kept_and_one_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DerMAE's table on a real Ray: the cells of a process, on workers beside each other, and errors in plain words."""
+"""Tasks on a real Ray, DerMAE's cells: those of one process, beside each other, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import tiny_dermae
 import torch
 
+from factory.evaluations import fit_dermae
 from factory.lab import dermae
 from factory.recipe import NetworkSection, Recipe
 from factory.run import Run
-from factory.runtime.dermae import fit_cells
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -40,7 +40,7 @@ def _cells(folder: Path) -> dict[str, Any]:
 
 def test_chains_beside_each_other_give_the_cells_of_one_process(run: Run, tmp_path: Path) -> None:
     said: list[str] = []
-    fit_cells(run, _recipe(), said.append)
+    fit_dermae(run, _recipe(), said.append)
     assert [line.split(",")[0] for line in said] == [
         *(f"dermae      pre-training {number} of 4" for number in range(1, 5)),  # two networks, two arms
         *(f"dermae      chain {number} of 4" for number in range(1, 5)),
@@ -51,7 +51,7 @@ def test_chains_beside_each_other_give_the_cells_of_one_process(run: Run, tmp_pa
         Run(alone).store, alone, tiny_dermae.corpus(), tiny_dermae.samples(), SECTION, progress=lambda line: None
     )
     assert len(_cells(alone)) == 18 and _cells(Path(run.uri)) == _cells(alone)
-    fit_cells(run, _recipe(), said.append)
+    fit_dermae(run, _recipe(), said.append)
     assert len(said) == 8  # nothing is fitted twice
 
 
@@ -65,5 +65,5 @@ def test_a_mistake_on_a_worker_is_one_sentence(run: Run, tmp_path: Path) -> None
     weights = str(given / "model.safetensors")
     recipe = _recipe(base=NetworkSection(model="test_vit", patch_size=16, weights=weights))
     with pytest.raises(ValueError, match="checkpoint must hold the weights of this model at this size") as refused:
-        fit_cells(run, recipe, lambda line: None)
+        fit_dermae(run, recipe, lambda line: None)
     assert "\n" not in str(refused.value) and "ray" not in str(refused.value).lower()

@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 GROUND = {
     "records", "labels", "taxonomy", "tables", "manifest", "fingerprint", "parts", "lock", "run", "recipe",
-    "recipe_yaml", "sections", "storage", "images", "prompts", "banks", "instructions", "wording", "phantom", "progress",
+    "recipe_yaml", "sections", "storage", "images", "prompts", "banks", "instructions", "wording", "phantom",
+    "progress",
 }  # fmt: skip
 _BELOW_STAGES = {"ground", "corpora", "models", "quality"}
 _BELOW_RUNTIME = _BELOW_STAGES | {"fits", "stages"}

@@ -7,7 +7,8 @@ images, from given weights or from masked pre-training, alone or taught by the l
 
 All fits of one kind take equally many steps, so the arm of real images sees its rows more often: it is the control of
 equal budget. Three combinations do not exist and say so (`NOT_RUN`). Each cell is one file under lab/dermae, named by a
-digest of all that decides it; fits resume from lab/dermae/fits on the run's disk. `dermae_tasks.py` makes tasks of them.
+digest of all that decides it; fits resume from lab/dermae/fits on the run's disk. `dermae_tasks.py` makes tasks of
+them for a cluster.
 """
 
 from __future__ import annotations

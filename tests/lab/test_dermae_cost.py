@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_dermae
@@ -79,3 +81,14 @@ def test_the_recipe_states_what_it_costs_on_each_cluster(cluster: str) -> None:
     assert [line for line in lines[:-1] if line not in stated] == []
     wall, spent = Costs(section).hours(gpus, section.tflops or 0)
     assert f"{cluster}.yaml, {gpus} GPU(s): {wall:,.0f} h, {spent:,.0f} GPU-hours" in text
+
+
+def test_the_command_prints_the_cost_and_makes_no_run(factory_command: Callable[..., Any], tmp_path: Path) -> None:
+    cluster = ["--cluster", ROOT / "cluster/rayjob.yaml"]
+    said = factory_command(
+        "evaluate", "dermae-table", "--run", tmp_path / "none", "--recipe", "smoke", "--dry-run", *cluster
+    )
+    assert said.status == 0 and "hours unknown: say evaluate.dermae.tflops" in said.out
+    assert not (tmp_path / "none").exists()
+    refused = factory_command("evaluate", "worth", "--run", tmp_path / "none", "--dry-run")
+    assert refused.status != 0 and "--dry-run must go with `evaluate dermae-table`, got worth" in refused.err

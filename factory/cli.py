@@ -251,6 +251,8 @@ def evaluate(
 
         on = None if cluster is None else str(cluster)
         return line.preview_evaluation(_recipe(run, recipe, set_), name, on, typer.echo)
+    if cluster is not None:
+        raise ValueError("--cluster must come with --dry-run, got it alone; an evaluation runs on the cluster at hand.")
     _step(run, recipe, set_, "evaluate", name, others or (), reviews or ())
 
 

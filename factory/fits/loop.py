@@ -77,7 +77,8 @@ class _LossModule(nn.Module):
         self.objective, self.model, self.precision, self.device = objective, model, precision, device
 
     def forward(self, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
-        """Weights, gradients, norms and losses stay float32 in either precision, as autocast decides."""
+        """Weights and gradients stay float32 in either precision; which operations are, autocast decides: losses and,
+        on a GPU, norms."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return self.objective.loss(self.model, batch, noise)
 
@@ -202,8 +203,11 @@ class _Fit:
         with validation.averaged(self.state):
             values = validation.whole_values(self.state) if self.worker.shard is not None else {}
             if self.worker.rank == 0:
-                model = self.state.model if self._whole is None else validation.put_whole(self._whole, values).eval()
+                model = self.state.model
+                if self._whole is not None:
+                    model = validation.put_whole(self._whole, values).to(self.worker.device).eval()
                 found = self.objective.probed(model)  # type: ignore[attr-defined]
+                self._whole = None if self._whole is None else self._whole.cpu()
         return {name: share * ranks for name, share in self.worker.mean(found).items()}
 
     def _validate(self, step: int) -> float:

@@ -6,7 +6,7 @@ validation images' diagnoses is measured on the way: nothing is chosen by it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -17,8 +17,8 @@ from factory import records
 from factory.fits.card import checkpoint_at, digest_of, write_card
 from factory.fits.examples import ImageExamples, augment
 from factory.fits.objective import Examples, RowNoise
-from factory.fits.probing import Probe, probe_of
-from factory.fits.streamed import StreamedImages, shards_of, some_of
+from factory.fits.probing import probe_of
+from factory.fits.streamed import StreamedImages, evenly, images_of, shards_of
 from factory.fits.validation import MAX_ROWS
 from factory.models.classifier import Normalised, normalised
 from factory.models.mae import MaskedAutoencoder, begin_from, load_mae, save_mae
@@ -50,7 +50,7 @@ class MaeObjective:
         section: MaeSection,
         examples: Examples,
         provenance: Mapping[str, object] | None = None,
-        probe: Probe | None = None,
+        probe: Callable[[Normalised], dict[str, float]] | None = None,
         held_out: ImageExamples | None = None,
     ) -> None:
         self.section, self.examples, self.provenance = section, examples, dict(provenance or {})
@@ -135,4 +135,4 @@ def _held_out(corpus: Table, image_size: int) -> ImageExamples:
     """Some of the validation images, on which the fit's loss is taken."""
     kept = (pc.field("split") == "val") & (pc.field("outcome") == records.ACCEPTED)
     shards, _ = shards_of(corpus, kept, ["split", "outcome"])
-    return ImageExamples(some_of(shards, MAX_ROWS)[1], image_size)
+    return ImageExamples(images_of(shards, evenly(sum(shard.count for shard in shards), MAX_ROWS)), image_size)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from factory import records
 from factory.fits.examples import ImageExamples
-from factory.fits.streamed import Shard, shards_of, some_of
+from factory.fits.streamed import Shard, evenly, images_of, shards_of
 from factory.models.classifier import Normalised
 from factory.tables import Table
 
@@ -106,9 +106,15 @@ class Probe:
     def _examples(self) -> tuple[ImageExamples, ImageExamples]:
         found = []
         for shards, labels in self.splits:
-            rows, encoded = some_of(shards, MOST)
-            found.append(ImageExamples(encoded, self.image_size, labels[rows].tolist()))
+            rows = _of_each(labels, MOST)
+            found.append(ImageExamples(images_of(shards, rows), self.image_size, labels[rows].tolist()))
         return found[0], found[1]
+
+
+def _of_each(labels: Rows, most: int) -> Rows:
+    """At most so many rows, of every class alike as far as it has them, evenly over those of the class."""
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.sort(np.concatenate([own[evenly(len(own), max(1, most // len(classes)))] for own in classes]))
 
 
 def probe_of(corpus: Table, image_size: int) -> Probe:

@@ -17,15 +17,16 @@ from torch.utils._pytree import tree_map
 
 def shard(model: nn.Module) -> nn.Module:
     """Cuts a model's parameters over the default process group, in place: each block of its lists of blocks (also of
-    timm's, which are sequences of one kind of block), then the rest. A model that is only a container of others
-    (`nn.ModuleDict`) is cut child by child, because it is never called itself."""
+    timm's, which are sequences of one kind of block), then the rest. A model whose parts are called by themselves
+    (`nn.ModuleDict`, a teacher with its student) is cut child by child."""
     from torch.distributed.fsdp import fully_shard
 
-    if isinstance(model, (nn.ModuleDict, nn.ModuleList)):
+    if isinstance(model, (nn.ModuleDict, nn.ModuleList)) or getattr(model, "parts_are_called", False):
         for child in model.children():
-            shard(child)
+            if any(True for _ in child.parameters()):
+                shard(child)
         return model
-    for module in model.modules():
+    for module in reversed(list(model.modules())):  # inner lists first: what is cut is not cut again within
         if isinstance(module, nn.ModuleList) or _is_blocks(module):
             for block in module.children():
                 if any(True for _ in block.parameters()):

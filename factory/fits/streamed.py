@@ -1,8 +1,8 @@
 """Training images read from table parts while a fit runs, in an order that is a function of the seed and the step.
 
-    pass      every row once: the parts in a shuffled order, cut into windows of at least `shuffle_rows` rows, the rows
-              of a window shuffled
-    memory    the encoded images of the window at hand and the next one; decoded rows are kept while all of them fit
+    pass      every row once: the parts in a shuffled order, cut into windows of at least `shuffle_rows` rows (the last
+              has what is left), the rows of a window shuffled
+    memory    the encoded images of the window at hand and the next one; decoded rows are kept if all of them fit
 
 So a corpus of any size trains on any machine, a fit that stops goes on with the row it would have seen next, and
 another number of workers sees the same batches. Ray Data's own iterator gives no such order. Each worker reads each
@@ -61,24 +61,29 @@ def _reading(read: Callable[[int], pa.Table], part: int, places: pa.ChunkedArray
     return lambda: image_bytes(read(part).take(places))
 
 
-def some_of(shards: Sequence[Shard], most: int) -> tuple[Rows, list[bytes]]:
-    """At most so many rows, evenly over all, and their encoded images; one shard is held at a time."""
+def evenly(count: int, most: int) -> Rows:
+    """At most so many of the rows 0 to count - 1, evenly over all."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
+
+
+def images_of(shards: Sequence[Shard], rows: Rows) -> list[bytes]:
+    """The encoded images of rows in ascending order; one shard is held at a time."""
     starts = np.cumsum([0, *(shard.count for shard in shards)])
-    rows = np.linspace(0, starts[-1] - 1, min(most, int(starts[-1]))).round().astype(np.int64)
     encoded: list[bytes] = []
     for shard, start, stop in zip(shards, starts[:-1], starts[1:], strict=True):
         own = rows[(rows >= start) & (rows < stop)] - start
         if len(own):
             held = shard.read()
             encoded += [held[row] for row in own]
-    return rows, encoded
+    return encoded
 
 
 class StreamedImages:
     """Rows of shards as `image` (B, 3, S, S) uint8, squeezed to squares; rows are numbered shard by shard.
 
     shuffle_rows: at least so many rows are shuffled among each other. keep_bytes: if all rows fit in so many bytes,
-    3 S^2 each, they are kept decoded, and no part is read in a second pass.
+    3 S^2 each, they are kept decoded, and a part of which a worker has met every row is not read again: one worker
+    reads each part once, several for as many passes as it takes until each has met all.
     """
 
     def __init__(

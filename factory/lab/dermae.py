@@ -29,6 +29,7 @@ from torch import nn
 from factory import records
 from factory.fits.card import checkpoint_at, read_card, write_card
 from factory.fits.card import digest_of as file_digest
+from factory.fits.checkpoint import FREE
 from factory.fits.distill import (
     TEACHER,
     DistillObjective,
@@ -53,7 +54,7 @@ CELLS, FITS, SUMMARY = "lab/dermae/cells", "lab/dermae/fits", "lab/dermae_table.
 LARGE, BASE, SMALL = NETWORKS = ("large", "base", "small")
 GIVEN, MAE = STARTS = ("given", "mae")
 NO_TEACHER, NOT_A_VIT = "no_larger_teacher", "not_a_vit"
-VERSION = 1  # part of every digest; raised when the code changes what a cell would hold
+VERSION = 2  # part of every digest; raised when the code changes what a cell would hold
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,15 @@ def pretrainings(section: DermaeSection) -> list[Cell]:
             seed = cell.seed if section.pretrain_each_seed else section.pretrain.seed
             found.setdefault((cell.network, cell.data, seed), cell)
     return list(found.values())
+
+
+def begun_by(first: Cell, section: DermaeSection) -> set[Cell]:
+    """The cells that begin from the pre-training which `first` names."""
+    return {
+        cell for cell in cells_of(section)
+        if (cell.network, cell.data, cell.start) == (first.network, first.data, MAE)
+        and (cell.seed == first.seed or not section.pretrain_each_seed)
+    }  # fmt: skip
 
 
 def chains(section: DermaeSection) -> list[list[Cell]]:
@@ -243,7 +253,8 @@ class Sweep:
 
     def _masked(self, own: NetworkSection, seed: int) -> Any:
         patch = own.patch_size or own_patch(own.model)
-        change = {"encoder": own.model, "patch_size": patch, "image_size": self.section.image_size, "seed": seed}
+        change = {"encoder": own.model, "patch_size": patch, "image_size": self.section.image_size, "seed": seed,
+                  "weights": None, "probe_every": 0, "validate_every": 0, "patience": 0}  # fmt: skip
         return self.section.pretrain.model_copy(update=change)
 
     def _save_plain(self, cell: Cell, directory: Path) -> None:
@@ -275,7 +286,7 @@ class Sweep:
     def _start_key(self, cell: Cell) -> str:
         """A digest of all that decides where a cell begins."""
         own, masked = self._own(cell.network), cell.start == MAE and is_vit(self._own(cell.network).model)
-        section = self._masked(own, cell.seed).model_dump_json() if masked else ""
+        section = _told(self._masked(own, cell.seed)) if masked else ""
         arm = self.rows.arms[cell.data].digest if masked else ""
         given = "" if masked else self.given_digest[cell.network]
         return records.digest(
@@ -291,9 +302,15 @@ class Sweep:
         teacher = self._key(Cell(LARGE, cell.data, cell.start, False, cell.seed)) if cell.taught else ""
         section = self.section.finetune if cell.network == LARGE else self.section.student
         return records.digest(
-            VERSION, cell.network, cell.taught, cell.seed, self._start_key(start), section.model_dump_json(), teacher,
+            VERSION, cell.network, cell.taught, cell.seed, self._start_key(start), _told(section), teacher,
             self.rows.arms[cell.data].digest, self.rows.test_digest,
         )  # fmt: skip
+
+
+def _told(section: FitSection) -> str:
+    """What a section asks for beyond its defaults, of what decides the weights: fields that a later version adds leave
+    the digests as they are. A default that changes wants a new VERSION."""
+    return section.model_dump_json(exclude=FREE, exclude_defaults=True)
 
 
 class AloneObjective(TeacherObjective):

@@ -24,7 +24,7 @@ STEP = 3  # forward passes to a training step
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of fit: its name, how many there are, and the operations of one."""
+    """One kind of fit: its name, how many there are, and the operations of all of them."""
 
     name: str
     count: int
@@ -42,8 +42,8 @@ class Costs:
         """Pre-trainings and cells by kind, in the order in which a seed meets them."""
         found: dict[str, Kind] = {}
         for name, flops in [*map(self._pretraining, pretrainings(self.section)), *map(self._cell, self._cells())]:
-            before = found.get(name)
-            found[name] = Kind(name, 1 if before is None else before.count + 1, flops)
+            before = found.get(name, Kind(name, 0, 0.0))
+            found[name] = Kind(name, before.count + 1, before.flops + flops)
         return list(found.values())
 
     def hours(self, workers: int, tflops: float) -> tuple[float, float]:
@@ -112,10 +112,9 @@ def cost_lines(section: DermaeSection, workers: int, unit: str, tflops: float | 
     kinds = costs.kinds()
     lines = [f"{'fit':<44}{'fits':>6}{'EFLOP':>12}" + ("" if tflops is None else f"{unit + '-hours':>12}")]
     for kind in kinds:
-        flops = kind.count * kind.flops
-        hours = "" if tflops is None else f"{flops / (3600e12 * tflops):>12,.1f}"
-        lines.append(f"{kind.name:<44}{kind.count:>6}{flops / 1e18:>12.4g}{hours}")
-    total, fits = sum(kind.count * kind.flops for kind in kinds) / 1e18, sum(kind.count for kind in kinds)
+        hours = "" if tflops is None else f"{kind.flops / (3600e12 * tflops):>12,.1f}"
+        lines.append(f"{kind.name:<44}{kind.count:>6}{kind.flops / 1e18:>12.4g}{hours}")
+    total, fits = sum(kind.flops for kind in kinds) / 1e18, sum(kind.count for kind in kinds)
     if tflops is None:
         return [*lines, f"cost        {fits} fits, {total:.4g} EFLOP; hours unknown: say evaluate.dermae.tflops"]
     wall, spent = costs.hours(workers, tflops)

@@ -24,8 +24,8 @@ def tasks_of(run: Run, section: DermaeSection) -> tuple[list[Work], list[Work]]:
     """The pre-trainings and the chains of which a cell has no result yet, to be carried out one after the other."""
     sweep = _sweep(run.uri, section)
     missing = [chain for chain in dermae.chains(section) if not all(sweep.is_done(cell) for cell in chain)]
-    needed = {(cell.network, cell.data) for chain in missing for cell in chain if cell.start == dermae.MAE}
-    shared = [cell for cell in dermae.pretrainings(section) if (cell.network, cell.data) in needed]
+    wanted = {cell for chain in missing for cell in chain}
+    shared = [cell for cell in dermae.pretrainings(section) if wanted & dermae.begun_by(cell, section)]
     return (
         [partial(_pretrain, run.uri, section, cell) for cell in shared],
         [partial(_fit_chain, run.uri, section, chain) for chain in missing],

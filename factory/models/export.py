@@ -99,7 +99,7 @@ def export(
     if kind == "int8" and path.suffix == ".pt2":
         needs("torchao")
         model, known["layers"] = int8.quantised(model)
-    if path.suffix == ".pt2":
+    if kind == "pt2" or path.suffix == ".pt2":
         _save_pt2(PixelsIn(model, uint8), example, path, known)
         return known
     needs("onnx", "onnxscript")

@@ -8,6 +8,7 @@ in the rest from mask tokens; the loss is on the masked patches alone. Positions
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -220,22 +221,30 @@ def begin_from(model: nn.Module, path: Path) -> None:
 
     state, encoder = load_file(path), cast(Any, model.encoder)
     own: dict[str, Tensor] = encoder.state_dict()
-    if "pos_embed" in state and state["pos_embed"].shape[2:] == own["pos_embed"].shape[2:]:
-        side, prefix = encoder.patch_embed.grid_size, own["pos_embed"].shape[1] - encoder.patch_embed.num_patches
-        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(side), num_prefix_tokens=prefix)
+    prefix = own["pos_embed"].shape[1] - encoder.patch_embed.num_patches
+    if "pos_embed" in state and _is_grid(state["pos_embed"], own["pos_embed"], prefix):
+        side = list(encoder.patch_embed.grid_size)
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], side, num_prefix_tokens=prefix)
     wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
     if wrong:
         name = wrong[0]
         found = f"{list(state[name].shape)}" if name in state else "none"
         raise ValueError(
             f"fit.mae.weights must hold fit.mae.encoder, whose {name} is {list(own[name].shape)}, got {found} in "
-            f"{path} ({len(wrong)} differ); name the encoder and patch_size that it was made with."
+            f"{path} ({len(wrong)} differ); name the encoder and patch_size that it was made with, or a checkpoint "
+            "that norms its tokens and not what it has pooled."
         )
     encoder.load_state_dict({name: state[name] for name in own})
     fixed = ("encoder.", "decoder_pos_embed")  # the authors' decoder also has a place for the class token
     rest = {name: value for name, value in model.state_dict().items() if not name.startswith(fixed)}
     if all(name in state and state[name].shape == value.shape for name, value in rest.items()):
         model.load_state_dict({name: state[name] for name in rest}, strict=False)
+
+
+def _is_grid(found: Tensor, own: Tensor, prefix: int) -> bool:
+    """Whether positions (1, P + L, D) are of a square of patches, with the width and the prefix tokens of one's own."""
+    patches = found.shape[1] - prefix
+    return found.shape[2:] == own.shape[2:] and patches > 0 and math.isqrt(patches) ** 2 == patches
 
 
 def load_mae(model: _Model, directory: Path) -> _Model:

@@ -33,6 +33,8 @@ def distillation_loss(
 class TeacherStudent(nn.Module):
     """A frozen teacher beside the student that trains: images (B, 3, H, W) -> both logits (B, K), student's first."""
 
+    parts_are_called = True  # each by itself too, so a sharded fit cuts them apart
+
     def __init__(self, teacher: nn.Module, student: nn.Module, *, features: bool = False) -> None:
         super().__init__()
         self.teacher, self.student = teacher.requires_grad_(False), student

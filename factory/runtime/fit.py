@@ -31,6 +31,7 @@ from factory.runtime.weights import STARTER_LICENCE, fitted_generator, generator
 if TYPE_CHECKING:
     from factory.stages.preview import DrawPreview
 
+BEFORE = {"beta2": 0.999}  # what every fit did while its section did not say
 FITS = ("lora", "gate", "mae", "finetune", "distill")
 
 Echo = Callable[[str], None]
@@ -160,9 +161,9 @@ def _inputs(run: Run, recipe: Recipe, name: str) -> dict[str, Any]:
 
 def _same(kept: dict[str, Any], inputs: dict[str, Any], section: FitSection) -> bool:
     """Whether weights were fitted from these inputs, also by a version whose section lacked a field: what it did then
-    is that field's default."""
+    is in `BEFORE` or that field's default."""
     try:
-        filled = type(section).model_validate_json(json.dumps(kept.get("section")))
+        filled = type(section).model_validate_json(json.dumps(BEFORE | dict(kept.get("section") or {})))
     except ValidationError:
         return False
     asked = inputs["section"]

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -49,15 +50,17 @@ class GateArguments(Section):
     settings: Settings = Settings()
 
 
+PATHS = ("generator", "adapter", "weights")
+
+
 class GateReplica(GateDeployment):
     """A replica that encodes pixels too; latents are judged as by `GateDeployment`."""
 
     def __init__(self, paths: dict[str, str | None], section: GateSection, num_threads: int) -> None:
         from factory.gateway.model import ImageGate
 
-        generator, weights = paths["generator"], paths["weights"]
-        assert generator is not None and weights is not None
-        self._gate = ImageGate(generator, paths["adapter"], paths["family"], weights, section, num_threads)
+        generator, adapter, weights = _here(paths)
+        self._gate = ImageGate(generator, adapter, paths["family"], weights, section, num_threads)
         self._score = self._gate.score
 
     def judge(self, images: Sequence[Any], masks: Sequence[Any]) -> list[Judged]:
@@ -67,6 +70,16 @@ class GateReplica(GateDeployment):
     def about(self) -> dict[str, Any]:
         """`model`: the digests; `multiple`: what sides must be multiples of; `pid`: this process."""
         return {"model": self._gate.model, "multiple": self._gate.multiple, "pid": os.getpid()}
+
+
+def _here(paths: dict[str, str | None]) -> tuple[Path, Path | None, Path]:
+    """Generator, adapter and gate on the replica's machine: where the builder found them, or, where that was its own
+    copy of a run in a bucket, this machine's copies."""
+    generator, adapter, weights = (None if name is None else Path(name) for name in map(paths.get, PATHS))
+    assert generator is not None and weights is not None
+    if paths["run"] is None or all(path is None or path.exists() for path in (generator, adapter, weights)):
+        return generator, adapter, weights
+    return weights_of(Run(paths["run"]), recipe_of(paths["run"]))
 
 
 class Ingress:
@@ -150,7 +163,7 @@ def _gate(arguments: GateArguments) -> Any:
     family = recipe.plan.generator if arguments.run is not None else family_of(generator)
     check_base(generator, family)
     paths = {"generator": str(generator), "adapter": None if adapter is None else str(adapter), "family": family,
-             "weights": str(weights)}  # fmt: skip
+             "weights": str(weights), "run": arguments.run}  # fmt: skip
     deployment = serve.deployment(GateReplica, name=GATE).options(
         autoscaling_config={
             "min_replicas": arguments.min_replicas, "max_replicas": arguments.max_replicas,

@@ -179,8 +179,12 @@ class DistillSection(FitSection):
 
     @model_validator(mode="after")
     def _features_are_of_the_crop(self) -> DistillSection:
+        problems = []
         if self.feature_weight and self.targets == "whole_image":
-            refuse(["feature_weight must be 0 for the targets whole_image, of which only the answers are kept"])
+            problems.append("feature_weight must be 0 for the targets whole_image, of which only the answers are kept")
+        if self.feature_weight and self.sharding == "sharded":
+            problems.append("feature_weight must be 0 for sharding sharded, whose pieces are called whole")
+        refuse(problems)
         return self
 
 

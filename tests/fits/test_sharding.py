@@ -20,6 +20,8 @@ from factory.fits.mae import MaeObjective
 from factory.fits.objective import RowNoise
 from factory.fits.sharding import shard
 from factory.images import encode_png
+from factory.models.classifier import Normalised, build_classifier
+from factory.models.student import TeacherStudent
 from factory.recipe import FitSection, MaeSection
 
 SECTION = FitSection(
@@ -77,13 +79,19 @@ class FitBlocks:
 
 MAE = MaeSection(
     encoder="test_vit", image_size=32, patch_size=8, decoder_width=32, decoder_depth=2, steps=6, batch_size=4,
-    warmup_steps=1, checkpoint_every=3, ema_decay=0.5,
+    warmup_steps=1, checkpoint_every=3, ema_decay=0.5, probe_every=3,
 )  # fmt: skip
 
 
 def _mae() -> MaeObjective:
     drawn = [np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8) for k in range(6)]
-    return MaeObjective(MAE, ImageExamples([encode_png(one) for one in drawn], 32))
+    return MaeObjective(MAE, ImageExamples([encode_png(one) for one in drawn], 32), probe=_weighed)
+
+
+def _weighed(encoder: Normalised) -> dict[str, float]:
+    """A probe that a model in pieces could not answer."""
+    total = sum(float(value.detach().abs().sum()) for value in encoder.parameters())
+    return {"linear_probe": total / 1e4, "nearest_neighbours": float(encoder.training)}
 
 
 def _mae_rank(rank: int, port: int, directory: Path) -> None:
@@ -100,6 +108,10 @@ def _mae_rank(rank: int, port: int, directory: Path) -> None:
     assert pieces == [6 + 2 + 1]  # each block of the encoder and of the decoder, then the rest
     if rank == 0:
         objective.save(model, directory)
+    pair = TeacherStudent(build_classifier("test_vit", 2, 32), build_classifier("test_efficientnet", 2, 32))
+    shard(pair)  # an EfficientNet has lists of blocks in its list of blocks
+    given = torch.zeros(2, 3, 32, 32)
+    (pair(given)[0].sum() + pair.student(given).sum()).backward()
     distributed.destroy_process_group()
 
 

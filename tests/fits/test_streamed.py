@@ -14,7 +14,7 @@ import pytest
 
 from factory import images, records
 from factory.fits.objective import batch_rows
-from factory.fits.streamed import Shard, StreamedImages, shards_of, some_of
+from factory.fits.streamed import Shard, StreamedImages, evenly, images_of, shards_of
 from factory.run import Run
 
 SIDE = 8
@@ -93,21 +93,24 @@ def test_only_two_windows_are_held_and_no_part_is_read_twice_in_a_pass() -> None
     assert len(parts.read) == len(set(parts.read)) == 20
 
 
-def test_kept_rows_are_decoded_once_and_their_parts_read_once() -> None:
+def test_kept_rows_are_decoded_once_and_their_parts_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(5, 5)
     examples = StreamedImages(parts.shards, SIDE, shuffle_rows=5, keep_bytes=1 << 20)
+    decoded: list[int] = []
+    plain = images.read_png
+    monkeypatch.setattr(images, "read_png", lambda data: (decoded.append(1), plain(data))[1])
     _seen(examples, range(6), 5)
-    assert sorted(parts.read) == [0, 1]
+    assert sorted(parts.read) == [0, 1] and len(decoded) == 10
     assert not examples._parts
 
 
 def test_a_few_rows_are_chosen_evenly_and_only_their_parts_read() -> None:
     parts = Parts(*[10] * 10)
-    rows, encoded = some_of(parts.shards, 4)
+    rows = evenly(100, 4)
     assert rows.tolist() == [0, 33, 66, 99]
-    assert [int(images.read_png(one)[0, 0, 0]) for one in encoded] == [0, 33, 66, 99]
+    assert [int(images.read_png(one)[0, 0, 0]) for one in images_of(parts.shards, rows)] == [0, 33, 66, 99]
     assert parts.read == [0, 3, 6, 9]
-    assert some_of(parts.shards, 1000)[0].tolist() == list(range(100))
+    assert evenly(7, 1000).tolist() == list(range(7)) and evenly(0, 3).tolist() == []
 
 
 def test_shards_are_the_parts_rows_that_are_kept_and_have_an_image(tmp_path: Path) -> None:

@@ -37,15 +37,19 @@ def test_operations_are_three_forwards_a_step_and_one_of_a_teacher() -> None:
     kinds = {kind.name: kind for kind in Costs(section).kinds()}
     shown = section.student.steps * section.student.batch_size
     student, teacher = cost_at("test_efficientnet", 7, 32).flops, cost_at("test_vit", 7, 32, patch_size=8).flops
-    assert kinds["test_efficientnet alone"].flops == 3 * student * shown
-    assert kinds["test_efficientnet taught"].flops == (3 * student + teacher) * shown
+    assert kinds["test_efficientnet alone"].flops == 4 * 3 * student * shown
+    assert kinds["test_efficientnet taught"].flops == 8 * (3 * student + teacher) * shown
+    costs, tuned = Costs(section), section.pretrain.steps * section.pretrain.batch_size
+    masked = [costs._forward(name, True) for name in ("large", "base")]  # one model, two sizes of patch
+    assert masked[0] != masked[1] and kinds["mae of test_vit"].flops == 4 * 3 * sum(masked) * tuned
+    assert sum(kind.flops for kind in kinds.values()) == pytest.approx(3600e12 * costs.hours(1, 1.0)[1])
     assert {name: kind.count for name, kind in kinds.items()} == {
         "mae of test_vit": 8, "fine-tuning of test_vit": 8, "test_vit alone": 8, "test_vit taught": 8,
         "test_efficientnet alone": 4, "test_efficientnet taught": 8,
     }  # fmt: skip
     whole = section.model_copy(update={"student": section.student.model_copy(update={"targets": "whole_image"})})
     asked_once = {kind.name: kind.flops for kind in Costs(whole).kinds()}
-    assert asked_once["test_efficientnet taught"] == kinds["test_efficientnet alone"].flops
+    assert asked_once["test_efficientnet taught"] == 2 * kinds["test_efficientnet alone"].flops
 
 
 def test_a_masked_encoder_sees_a_quarter_of_its_patches() -> None:

@@ -181,6 +181,7 @@ def test_an_autoencoder_begins_from_its_authors_checkpoint(tmp_path: Path, side:
     [
         ("vit_tiny_patch16_224", 8, r"fit\.mae\.weights must hold fit\.mae\.encoder, whose \w+ is .*192.*, got .*64"),
         ("test_vit", 16, r"whose patch_embed\.proj\.weight is \[64, 3, 16, 16\], got \[64, 3, 8, 8\] in"),
+        ("test_vit2", 8, r"fit\.mae\.weights must hold fit\.mae\.encoder, whose .*; name the encoder"),
     ],
 )
 def test_a_checkpoint_of_another_width_or_patch_is_refused_with_the_figure(

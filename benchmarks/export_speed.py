@@ -3,7 +3,7 @@ networks of DerMAE's table.
 
 Agreement is that of students fitted on ISIC 2017's training images (as `phone_env.py` fits its own, both by one
 teacher) with the torch models on its validation images. Latency is of one image of 224 px on one thread, both kinds in
-turn, of networks with random weights, which speed does not depend on.
+turn, of the same students at that size.
 
     python benchmarks/export_speed.py --isic2017 PATH [--steps 300] [--runs 30]      # wants dermafactory[export]
 """
@@ -52,10 +52,22 @@ def agreeing(model: nn.Module, calibration: np.ndarray, held_out: np.ndarray, fo
     return found
 
 
-def timed(name: str, calibration: np.ndarray, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def at_size(name: str, fitted: nn.Module, size: int) -> nn.Module:
+    """The fitted student at another size: positions of a ViT are interpolated, all else is the same."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    own: Any = fitted
+    state = own.model.state_dict()
+    model = build_classifier(name, own.model.num_classes, size)
+    model.model.load_state_dict(checkpoint_filter_fn(state, model.model) if "pos_embed" in state else state)
+    return model
+
+
+def timed(
+    name: str, fitted: nn.Module, calibration: np.ndarray, asked: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     """Milliseconds of one image at the usual size."""
-    torch.manual_seed(0)
-    model, answers = build_classifier(name, CLASSES, asked.size), {}
+    model, answers = at_size(name, fitted, asked.size), {}
     found: dict[str, Any] = {"onnx": {"rounds": []}, "int8": {"rounds": []}}
     for kind in found:
         path = folder / f"{name}-{kind}.onnx"
@@ -87,7 +99,7 @@ def main() -> None:
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(asked.train, len(paths))).astype(int))
     pixels, truth = read([paths[row] for row in chosen], asked.fit_size), [labels[row] for row in chosen]
     shown, expected = labelled(asked.isic2017, "Validation")
-    held_out, usual = read(shown, asked.fit_size), read(paths[:8], asked.size)
+    held_out, usual = read(shown, asked.fit_size), read(paths[:64], asked.size)
     calibration = pixels[:: max(1, len(pixels) // 128)]
     students: dict[str, Any] = {}
     flops = {name: cost_at(name, CLASSES, SIDE) for name in NETWORKS}
@@ -97,7 +109,7 @@ def main() -> None:
             verdicts = export.original(model, True)(held_out).argmax(1)
             students[name] = {
                 "fitted": agreeing(model, calibration, held_out, Path(folder)),
-                "accuracy": float(np.mean(verdicts == expected)), **timed(name, usual, asked, Path(folder)),
+                "accuracy": float(np.mean(verdicts == expected)), **timed(name, model, usual, asked, Path(folder)),
             }  # fmt: skip
     import onnxruntime
 

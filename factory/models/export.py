@@ -145,18 +145,21 @@ def _save_onnx(module: PixelsIn, example: Tensor, path: Path) -> None:
 
 
 def _save_int8(module: PixelsIn, example: Tensor, path: Path, calibration: Pixels) -> dict[str, int]:
-    """Linear layers computed in eight bits, or only stored so if verdicts on images kept apart change by more than the
-    bound. Returns how many layers are of each sort."""
+    """The first of the schemes whose verdicts are within the bound, on images that gave it no ranges; the last where
+    none is, for the check on validation images to refuse. Returns how many layers are of each sort."""
     apart = np.arange(len(calibration)) % APART == APART - 1
     with tempfile.TemporaryDirectory() as folder, _quiet():
         whole, folded = (Path(folder) / name for name in ("float.onnx", "folded.onnx"))
         _save_onnx(module, example, whole)
         int8.fold(whole, folded)
-        layers = int8.quantise(folded, path, calibration[~apart], computed=True)
-        found = compared(opened(folded), opened(path), calibration[apart])
-        if within(found, BOUNDS["int8"]) or not layers[int8.COMPUTED]:
-            return layers
-        return int8.quantise(folded, path, calibration, computed=False)
+        before: dict[str, int] = {}
+        for computed, smallest in int8.SCHEMES:
+            layers = int8.quantise(folded, path, calibration[~apart], computed, smallest)
+            unseen = calibration[apart] if layers[int8.COMPUTED] else calibration  # what is only stored took no ranges
+            if layers != before and within(compared(opened(folded), opened(path), unseen), BOUNDS["int8"]):
+                break
+            before = layers
+        return layers
 
 
 def _describe(path: Path, metadata: Mapping[str, Any]) -> None:

@@ -162,7 +162,7 @@ class _Fit:
         optimizer = torch.optim.AdamW(
             trained.values() if groups is None else groups(model),
             lr=section.learning_rate, betas=(0.9, section.beta2), weight_decay=section.weight_decay,
-            fused=worker.shard is None and worker.device.type == "cuda",
+            fused=worker.shard is None,
         )  # fmt: skip
         average = {name: p.detach().clone() for name, p in trained.items()} if section.ema_decay else {}
         self.state = State(model, trained, optimizer, average)

@@ -7,6 +7,7 @@ from pathlib import Path
 from factory.models.weights import STARTER, is_whole_generator
 from factory.recipe import Recipe
 from factory.run import Run
+from factory.storage import LocalStore
 
 STARTER_LICENCE = "Apache-2.0"
 
@@ -43,9 +44,9 @@ def generator_here(
 ) -> tuple[Path, Path | None]:
     """Generator and adapter on the machine that asks: where the driver found them, or, where what it found is its own
     copy of a run in a bucket, this machine's copy."""
-    named = [Path(generator), *([] if adapter is None else [Path(adapter)])]
-    if all(path.exists() for path in named):
-        return named[0], named[1] if adapter is not None else None
+    named = Path(generator), None if adapter is None else Path(adapter)
+    if isinstance(run.store, LocalStore) or all(path is None or path.exists() for path in named):
+        return named
     return fitted_generator(run, recipe)
 
 

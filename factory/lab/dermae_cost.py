@@ -1,13 +1,13 @@
 """What DerMAE's table costs before it is run: operations by kind of fit, and hours on so many workers.
 
-A step is counted as three forward passes of what trains (one forward, twice that backward) and one of a teacher. A fit
-beside it, reading images and testing are left out, so hours are a floor at the rate that is given.
+A step is counted as three forward passes of what trains (one forward, twice that backward) and one of a teacher. The
+optimiser, reading images and testing are left out, so hours are a floor at the rate that is given.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -41,7 +41,10 @@ class Costs:
     def kinds(self) -> list[Kind]:
         """Pre-trainings and cells by kind, in the order in which a seed meets them."""
         found: dict[str, Kind] = {}
-        for name, flops in [*map(self._pretraining, pretrainings(self.section)), *map(self._cell, self._cells())]:
+        for name, flops in [
+            *map(self._pretraining, pretrainings(self.section)),
+            *map(self._cell, cells_of(self.section)),
+        ]:
             before = found.get(name, Kind(name, 0, 0.0))
             found[name] = Kind(name, before.count + 1, before.flops + flops)
         return list(found.values())
@@ -55,9 +58,6 @@ class Costs:
             (last_end(shared, workers) + last_end(beside, workers)) / (3600e12 * tflops),
             sum(shared + beside) / (3600e12 * tflops),
         )
-
-    def _cells(self) -> Iterator[Cell]:
-        return cells_of(self.section)
 
     def _pretraining(self, cell: Cell) -> tuple[str, float]:
         own, section = self._network(cell.network), self.section.pretrain

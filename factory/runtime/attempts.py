@@ -1,11 +1,13 @@
 """How often a unit was begun, kept where a process that dies cannot take it along.
 
-    RUN/.attempts/samples/000042-<drive>-2.json   put in place before the second attempt at unit 42, until it is made
+    RUN/.attempts/samples/000042-<drive>-2.json   put in place before the second attempt at unit 42
 
 Ray starts an actor that died again, and gives it its unit again, for ever. A mark is written before the work and taken
-away after it, so the marks that are there say how many attempts ended with their process. They count within one drive,
-which is one start of the command: a driver that was stopped says nothing against the units that it had in flight. Nor
-does a machine that was lost: `is_there` tells whether a mark's machine still is. No Ray here.
+away once it is made, so the marks that are there say how many attempts ended with their process. Those of a unit that
+was given up stay: what dies before its failed rows are handed on must not begin its attempts anew. Marks count within
+one drive, which is one start of the command and clears them at its end: a driver that was stopped says nothing against
+the units that it had in flight. Nor does a machine that was lost: `is_there` tells whether a mark's machine still is.
+No Ray here.
 """
 
 from __future__ import annotations
@@ -70,9 +72,15 @@ class Attempts:
         self.store.replace(self._path(attempt.unit, attempt.number), canonical_json(mark))
 
     def forget(self, attempt: Attempt) -> None:
-        """The unit is made, or given up: its marks go, the first of them last, so that none is counted twice."""
+        """The unit is made: its marks go, the first of them last, so that none is counted twice."""
         for number in range(attempt.number, 0, -1):
             self.store.delete(self._path(attempt.unit, number))
+
+    def clear(self) -> None:
+        """The drive is over: what is left of its marks goes."""
+        for path in self.store.list(f".attempts/{self.table}"):
+            if f"-{self.drive}-" in path:
+                self.store.delete(path)
 
     def _ended_alone(self, known: dict[str, Any]) -> bool:
         """Whether the machine of a mark is still there, so that it was the process alone that ended."""

@@ -69,6 +69,7 @@ def synthesize(
                     at_once=units_at_once(section.slots, plan.sealed().rows // units))  # fmt: skip
     with gate if table.missing(units) else nullcontext():
         made = fill(table, units, made_of, plan.sealed().rows, "synthesize", echo, stage)
+    Attempts(run.store, "samples", drive).clear()
     _tell(run, made, pools)
     table.seal(units, made_of, {"plan": plan.digest()})
     _tell_failed(run, made, echo)
@@ -215,7 +216,7 @@ class SynthesizeUnit(UnitStage):
                 whole = set(rows["outcome"].to_pylist()) == {records.FAILED}
                 return rows, str(rows["reason"][0].as_py()) if whole else ""
         rows = records.rows_to_table("samples", self.synthesize.failed(planned, attempt.reason))
-        self.attempts.forget(attempt)
+        self.attempts.end(attempt, attempt.reason, attempt.text)  # said again, should this process die before they go
         return rows, f"{attempt.reason}: {attempt.text}" if attempt.text else attempt.reason
 
     def _end(self, attempt: Attempt, reason: str, text: str, trace: str = "") -> None:

@@ -15,6 +15,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from factory import taxonomy
 
@@ -212,6 +213,15 @@ def rows_to_table(name: str, rows: list[dict[str, object]]) -> pa.Table:
         for row in rows:
             _check_outcome(name, row)
     return pa.Table.from_pylist([{key: row.get(key) for key in schema.names} for row in rows], schema=schema)
+
+
+def accepted(split: str | None = None) -> pc.Expression:
+    """The accepted rows, of a split if one is named, as `Table.read` and pyarrow's own `filter` take it.
+
+    Example: table.read(["diagnosis", "split", "outcome"], accepted("train")), or loaded.filter(accepted("train")).
+    """
+    kept = pc.field("outcome") == ACCEPTED
+    return kept if split is None else kept & (pc.field("split") == split)
 
 
 def _check_outcome(name: str, row: dict[str, object]) -> None:

@@ -129,7 +129,7 @@ def draw(run: Run, captions: dict[str, pa.Table], count: int, seed: int) -> pa.T
 
     table = run.table("corpus")
     light = within_parts(table, table.read(["row_id", "record_id", "diagnosis", "skin_type", "outcome"]))
-    rows = light.filter(pc.equal(light["outcome"], records.ACCEPTED))
+    rows = light.filter(records.accepted())
     for other in captions.values():
         rows = rows.filter(pc.is_in(rows["record_id"], other["record_id"].combine_chunks()))
     if not rows.num_rows:

@@ -279,8 +279,7 @@ def diagnosed(corpus: pa.Table, samples: pa.Table | None, size: int, *, balanced
 
 def held_out_rows(corpus: pa.Table, classes: list[str], size: int, split: str = "val") -> ImageExamples:
     """The accepted images of a split whose diagnosis is among the classes."""
-    kept = pc.and_(pc.equal(corpus["split"], split), pc.equal(corpus["outcome"], records.ACCEPTED))
-    rows = with_images(corpus.filter(pc.and_(kept, pc.is_in(corpus["diagnosis"], pa.array(classes, pa.string())))))
+    rows = with_images(corpus.filter(records.accepted(split) & pc.field("diagnosis").isin(classes)))
     return ImageExamples(image_bytes(rows), size, [classes.index(name) for name in rows["diagnosis"].to_pylist()])
 
 

@@ -93,13 +93,12 @@ def augment(pixels: Tensor, noise: RowNoise, min_area: float) -> Tensor:
 
 def training_rows(corpus: pa.Table) -> pa.Table:
     """The accepted rows of the training split that have an image."""
-    kept = pc.and_(pc.equal(corpus["split"], "train"), pc.equal(corpus["outcome"], records.ACCEPTED))
-    return with_images(corpus.filter(kept))
+    return with_images(corpus.filter(records.accepted("train")))
 
 
 def accepted_rows(samples: pa.Table) -> pa.Table:
     """The accepted samples that have an image."""
-    return with_images(samples.filter(pc.equal(samples["outcome"], records.ACCEPTED)))
+    return with_images(samples.filter(records.accepted()))
 
 
 def with_images(table: pa.Table) -> pa.Table:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -109,15 +108,13 @@ def mae_objective(section: MaeSection, corpus: Table, samples: Table | None = No
 
     Raises ValueError where there are none, and where features are to be probed and no labelled images are there.
     """
-    accepted = pc.field("outcome") == records.ACCEPTED
-    real = pc.field("split") == "train"
     parts, licences, counts = [], set[str](), {"num_real": 0, "num_synthetic": 0}
     if section.include_corpus:
-        shards, rows = shards_of(corpus, accepted & real, ["split", "outcome", "licence"])
+        shards, rows = shards_of(corpus, records.accepted("train"), ["split", "outcome", "licence"])
         parts, counts["num_real"] = shards, len(rows)
         licences = set(rows["licence"].to_pylist()) - {None}
     if section.include_samples and samples is not None:
-        shards, rows = shards_of(samples, accepted, ["outcome"])
+        shards, rows = shards_of(samples, records.accepted(), ["outcome"])
         parts, counts["num_synthetic"] = [*parts, *shards], len(rows)
     if not parts:
         raise ValueError(
@@ -133,6 +130,5 @@ def mae_objective(section: MaeSection, corpus: Table, samples: Table | None = No
 
 def _held_out(corpus: Table, image_size: int) -> ImageExamples:
     """Some of the validation images, on which the fit's loss is taken."""
-    kept = (pc.field("split") == "val") & (pc.field("outcome") == records.ACCEPTED)
-    shards, _ = shards_of(corpus, kept, ["split", "outcome"])
+    shards, _ = shards_of(corpus, records.accepted("val"), ["split", "outcome"])
     return ImageExamples(images_of(shards, evenly(sum(shard.count for shard in shards), MAX_ROWS)), image_size)

@@ -120,13 +120,13 @@ def _of_each(labels: Rows, most: int) -> Rows:
 def probe_of(corpus: Table, image_size: int) -> Probe:
     """A probe on the diagnoses of a corpus's training and validation images, of those that training shows at least
     `FOLDS` times. Raises ValueError for fewer than two of them in either split."""
-    light = corpus.read(["split", "outcome", "diagnosis"], pc.field("outcome") == records.ACCEPTED)
+    light = corpus.read(["split", "outcome", "diagnosis"], records.accepted())
     seen = light.filter(pc.field("split") == "train")["diagnosis"].value_counts()
     classes = sorted(one["values"].as_py() for one in seen if one["values"].is_valid and one["counts"].as_py() >= FOLDS)
-    known = (pc.field("outcome") == records.ACCEPTED) & pc.field("diagnosis").isin(classes)
+    known = pc.field("diagnosis").isin(classes)
     splits = []
     for split in ("train", "val"):
-        shards, rows = shards_of(corpus, known & (pc.field("split") == split), ["split", "outcome", "diagnosis"])
+        shards, rows = shards_of(corpus, records.accepted(split) & known, ["split", "outcome", "diagnosis"])
         labels = pc.index_in(rows["diagnosis"], pa.array(classes, pa.string())).to_numpy().astype(np.int64)
         if len(np.unique(labels)) < 2:
             raise ValueError(

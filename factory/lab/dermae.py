@@ -130,23 +130,14 @@ def is_vit(model: str) -> bool:
     return is_model_in_modules(model, {"vision_transformer"})
 
 
-def pretrainings(section: DermaeSection) -> list[Cell]:
-    """The pre-trainings that cells share, each named by a cell that begins from it."""
-    found: dict[tuple[str, str, int], Cell] = {}
+def pretrainings(section: DermaeSection) -> dict[Cell, list[Cell]]:
+    """The pre-trainings that cells share, each named by the first cell that begins from it, with all that do."""
+    found: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in cells_of(section):
         if cell.start == MAE and is_vit(getattr(section, cell.network).model):
             seed = cell.seed if section.pretrain_each_seed else section.pretrain.seed
-            found.setdefault((cell.network, cell.data, seed), cell)
-    return list(found.values())
-
-
-def begun_by(first: Cell, section: DermaeSection) -> set[Cell]:
-    """The cells that begin from the pre-training which `first` names."""
-    return {
-        cell for cell in cells_of(section)
-        if (cell.network, cell.data, cell.start) == (first.network, first.data, MAE)
-        and (cell.seed == first.seed or not section.pretrain_each_seed)
-    }  # fmt: skip
+            found.setdefault((cell.network, cell.data, seed), []).append(cell)
+    return {begun[0]: begun for begun in found.values()}
 
 
 def chains(section: DermaeSection) -> list[list[Cell]]:

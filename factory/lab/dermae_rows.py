@@ -106,5 +106,4 @@ def _kin_of_held_out(corpus: pa.Table, samples: pa.Table) -> list[bool]:
 
 
 def _num_tested(corpus: pa.Table) -> int:
-    kept = pc.and_(pc.equal(corpus["split"], "test"), pc.equal(corpus["outcome"], records.ACCEPTED))
-    return len(with_images(corpus.filter(kept)))
+    return len(with_images(corpus.filter(records.accepted("test"))))

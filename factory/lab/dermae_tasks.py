@@ -25,7 +25,7 @@ def tasks_of(run: Run, section: DermaeSection) -> tuple[list[Work], list[Work]]:
     sweep = _sweep(run.uri, section)
     missing = [chain for chain in dermae.chains(section) if not all(sweep.is_done(cell) for cell in chain)]
     wanted = {cell for chain in missing for cell in chain}
-    shared = [cell for cell in dermae.pretrainings(section) if wanted & dermae.begun_by(cell, section)]
+    shared = [first for first, begun in dermae.pretrainings(section).items() if wanted.intersection(begun)]
     return (
         [partial(_pretrain, run.uri, section, cell) for cell in shared],
         [partial(_fit_chain, run.uri, section, chain) for chain in missing],

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from factory import records
@@ -57,9 +56,9 @@ def near_copies(
     to an image of another group, by `features` (cosine) or by perceptual hash. `copies` in the answer is what
     `run_worth` takes. Raises ValueError if either side is empty or the real images are of one group.
     """
-    training = _training(real)
+    training = real.filter(records.accepted("train"))
     own = pictures(training, "row_id", image_size)
-    made = pictures(_accepted(synthetic), "sample_id", image_size)
+    made = pictures(synthetic.filter(records.accepted()), "sample_id", image_size)
     if not len(own) or not len(made):
         raise ValueError(
             f"near copies must have images on both sides, got {len(own)} real and {len(made)} synthetic; "
@@ -111,9 +110,9 @@ def parent_licences(store: Store, synthetic: pa.Table, real: pa.Table) -> dict[s
     """
     rows = real.select(["row_id", "record_id", "licence"]).to_pylist()
     licence_of = {row[key]: row["licence"] or "unknown" for row in rows for key in ("row_id", "record_id") if row[key]}
-    lineages = [row or [] for row in _accepted(synthetic)["parents"].to_pylist()]
+    lineages = [row or [] for row in synthetic.filter(records.accepted())["parents"].to_pylist()]
     counted = Counter(name for parents in lineages for name in {licence_of.get(p, "unknown") for p in parents})
-    training = Counter(name or "unknown" for name in _training(real)["licence"].to_pylist())
+    training = Counter(name or "unknown" for name in real.filter(records.accepted("train"))["licence"].to_pylist())
     report = {
         "parents": dict(sorted(counted.items())),
         "without_parents": sum(not parents for parents in lineages),
@@ -121,14 +120,6 @@ def parent_licences(store: Store, synthetic: pa.Table, real: pa.Table) -> dict[s
     }
     _write(store, LICENCES, report)
     return report
-
-
-def _training(real: pa.Table) -> pa.Table:
-    return real.filter(pc.and_(pc.equal(real["split"], "train"), pc.equal(real["outcome"], records.ACCEPTED)))
-
-
-def _accepted(synthetic: pa.Table) -> pa.Table:
-    return synthetic.filter(pc.equal(synthetic["outcome"], records.ACCEPTED))
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from factory import records
 from factory.lab.intervals import cross_validated
@@ -118,8 +117,8 @@ def run_worth(
 
 
 def _data(real: pa.Table, synthetic: pa.Table, section: WorthSection, copies: Mapping[str, Sequence[str]]) -> Data:
-    training = real.filter(pc.and_(pc.equal(real["split"], "train"), pc.equal(real["outcome"], records.ACCEPTED)))
-    made = synthetic.filter(pc.equal(synthetic["outcome"], records.ACCEPTED))
+    training = real.filter(records.accepted("train"))
+    made = synthetic.filter(records.accepted())
     group_of = _groups(training)
     chosen = _subset(training, section.max_real)
     pair = pictures(chosen, "row_id", section.image_size), pictures(made, "sample_id", section.image_size)

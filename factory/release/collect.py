@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from factory.records import ACCEPTED, REJECTED
+from factory.records import ACCEPTED, REJECTED, accepted
 from factory.release import licences
 from factory.release.corpus.facts import COLUMNS, CorpusFacts, of_run
 from factory.release.pictures import stratified
@@ -182,13 +182,9 @@ def _real(table: Table, light: pa.Table | None) -> pa.Table | None:
         return None
     near = within_parts(table, light)
     photographs = near.filter(pc.is_null(near["true_asymmetry"]))
-    chosen = photographs if _accepted(photographs).num_rows else near
+    chosen = photographs if photographs.filter(accepted()).num_rows else near
     count = NUM_REAL_EACH * max(1, len(chosen["diagnosis"].unique()))
     return fetch(table, _SHOWN_REAL, "row_id", _pick(chosen, ACCEPTED, "diagnosis", "row_id", count))
-
-
-def _accepted(table: pa.Table) -> pa.Table:
-    return table.filter(pc.equal(table["outcome"], ACCEPTED))
 
 
 def _pick(table: pa.Table, outcome: str, group: str, identity: str, count: int) -> list[str]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from factory import images, records, taxonomy
@@ -114,8 +113,7 @@ def _metadata(run: Run, name: str, card: dict[str, Any], kind: str, suffix: str,
 
 
 def _validation_rows(corpus: pa.Table) -> pa.Table:
-    kept = pc.and_(pc.equal(corpus["split"], "val"), pc.equal(corpus["outcome"], records.ACCEPTED))
-    return with_images(corpus.filter(kept))
+    return with_images(corpus.filter(records.accepted("val")))
 
 
 def _pixels(rows: pa.Table, size: int, most: int) -> NDArray[np.uint8]:

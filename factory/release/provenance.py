@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factory.records import ACCEPTED
+from factory import records
 from factory.release.licences import Parent
 from factory.run import Run
 from factory.storage import Store, open_store
@@ -140,7 +140,7 @@ def _of_samples(store: Store) -> tuple[int, set[str], set[str]]:
         return 0, set(), set()
     count, named, digests = 0, set[str](), set[str]()
     for batch in samples.batches(["outcome", "parents", "weights_digest"]):
-        accepted = batch.filter(pc.equal(batch["outcome"], ACCEPTED))
+        accepted = batch.filter(records.accepted())
         count += accepted.num_rows
         named |= set(pc.list_flatten(accepted["parents"]).unique().to_pylist())
         digests |= set(accepted["weights_digest"].drop_null().unique().to_pylist())
@@ -156,7 +156,7 @@ def _of_corpus(store: Store, named: set[str]) -> Iterable[Parent]:
     for batch in corpus.batches(["record_id", "source", "licence", "split", "outcome"]):
         trained = pc.or_(pc.equal(batch["split"], "train"), pc.is_null(batch["split"]))
         binds = pc.or_(pc.fill_null(trained, True), pc.is_in(batch["record_id"], value_set=wanted))
-        rows = batch.filter(pc.and_(pc.equal(batch["outcome"], ACCEPTED), binds)).select(["source", "licence"])
+        rows = batch.filter(pc.and_(pc.equal(batch["outcome"], records.ACCEPTED), binds)).select(["source", "licence"])
         for row in rows.group_by(["source", "licence"]).aggregate([]).to_pylist():
             found.add(Parent("corpus", row["source"] or "unnamed source", row["licence"] or ""))
     return found

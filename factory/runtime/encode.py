@@ -98,4 +98,4 @@ def readable(corpus: pa.Table, masks: bool) -> list[dict[str, Any]]:
 
 
 def _kept() -> pc.Expression:
-    return (pc.field("outcome") == records.ACCEPTED) & pc.field("split").isin(SPLITS)
+    return records.accepted() & pc.field("split").isin(SPLITS)

@@ -81,7 +81,7 @@ def _rows(run: Run, recipe: Recipe, split: str) -> tuple[FitRows, pa.Table, Coun
     corpus, encoder = run.table("corpus"), encoder_of(recipe)
     keys = None if encoder is None else keys_in(run, encoder.digest, reads_masks(recipe))
     rows = corpus.read(LIGHT if keys is not None else [*LIGHT, "image", "mask"])
-    rows = rows.filter(pc.and_(pc.equal(rows["split"], split), pc.equal(rows["outcome"], records.ACCEPTED)))
+    rows = rows.filter(records.accepted(split))
     names, prompts = rows["record_id"].to_pylist(), _prompts(run, recipe, rows)
     if keys is not None:
         seen = [name in keys for name in names]
@@ -114,6 +114,6 @@ def _prompts(run: Run, recipe: Recipe, light: pa.Table) -> list[Any]:
     if recipe.fit.lora.family == "class_conditional":
         return list(light["diagnosis"].to_pylist())
     captions = run.table("captions").read(["record_id", "caption", "outcome"])
-    captions = captions.filter(pc.equal(captions["outcome"], records.ACCEPTED))
+    captions = captions.filter(records.accepted())
     of = dict(zip(captions["record_id"].to_pylist(), captions["caption"].to_pylist(), strict=True))
     return [of.get(name, _NONE) for name in light["record_id"].to_pylist()]

@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import yaml
 
-from factory.records import ACCEPTED
+from factory import records
 from factory.run import Run
 
 UNKNOWN = "unknown"
@@ -26,8 +25,8 @@ def of_training_rows(run: Run) -> set[str]:
     """The licences of the corpus rows that a fit may learn from; `unknown` for those that state none."""
     found: set[str] = set()
     for batch in run.table("corpus").batches(["licence", "split", "outcome"]):
-        wanted = pc.and_(pc.equal(batch["outcome"], ACCEPTED), pc.equal(batch["split"], "train"))
-        found |= {licence or UNKNOWN for licence in batch.filter(wanted)["licence"].unique().to_pylist()}
+        rows = batch.filter(records.accepted("train"))
+        found |= {licence or UNKNOWN for licence in rows["licence"].unique().to_pylist()}
     return found
 
 

@@ -157,13 +157,9 @@ def capped(wanted: Mapping[Cell, int], counts: Mapping[Cell, int], max_ratio: fl
 def class_counts(corpus: pa.Table) -> dict[str, int]:
     """Accepted training images by diagnosis, of those that can be generated. corpus: with its `diagnosis`, `split` and
     `outcome`."""
-    found = _training(corpus)["diagnosis"].value_counts().to_pylist()
+    found = corpus.filter(records.accepted("train"))["diagnosis"].value_counts().to_pylist()
     counts = {row["values"]: row["counts"] for row in found}
     return {name: counts[name] for name in taxonomy.DIAGNOSES if name in counts}
-
-
-def _training(corpus: pa.Table) -> pa.Table:
-    return corpus.filter(pc.and_(pc.equal(corpus["split"], "train"), pc.equal(corpus["outcome"], records.ACCEPTED)))
 
 
 def cell_counts(corpus: pa.Table, section: PlanSection) -> tuple[dict[Cell, int], int]:
@@ -175,7 +171,7 @@ def cell_counts(corpus: pa.Table, section: PlanSection) -> tuple[dict[Cell, int]
     """
     if section.banks:
         return _shared_by_banks(*cell_counts(corpus, section.model_copy(update={"banks": []})), section.banks)
-    train, axes = _training(corpus), section.axes()
+    train, axes = corpus.filter(records.accepted("train")), section.axes()
     columns = {"diagnosis": train["diagnosis"], "skin_type": _skin_types(train)}
     if "site" in axes:
         columns["site"] = train["site"]

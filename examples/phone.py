@@ -12,7 +12,18 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """As in training: turned as its camera was held, transparent parts on white, 16-bit grey in 8 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def main(model: str, *pictures: str) -> None:
@@ -20,7 +31,7 @@ def main(model: str, *pictures: str) -> None:
     about = session.get_modelmeta().custom_metadata_map
     size = int(about["image_size"])
     for picture in pictures:
-        image = Image.open(picture).convert("RGB")
+        image = upright_rgb(Image.open(picture))
         # As in training: squeezed to a square; shrinking averages areas, growing is cubic.
         way = Image.Resampling.BOX if size * size < image.width * image.height else Image.Resampling.BICUBIC
         pixels = np.asarray(image.resize((size, size), way))[None]  # (1, S, S, 3) uint8

@@ -29,24 +29,28 @@ FREE = {
 
 @dataclass
 class State:
-    """What changes in a fit. `average` and `best_values` hold a tensor for each of `trained`, or none."""
+    """What changes in a fit. `average` and `best_values` hold a tensor for each of `trained`, or none; `best_buffers`
+    those that a network had with `best_values`, such as the running means of batch norm."""
 
     model: nn.Module
     trained: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor] = field(default_factory=dict)
     best_values: dict[str, Tensor] = field(default_factory=dict)
+    best_buffers: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = float("inf")  # on held-out examples, and the step it was seen at
     best_step: int = 0
     stopped: bool = False
 
 
-def identity(objective: Objective, section: FitSection, trained: dict[str, nn.Parameter]) -> str:
-    """What a checkpoint must agree in with the fit that goes on from it: 32 hex digits."""
+def identity(objective: Objective, section: FitSection, trained: dict[str, nn.Parameter], groups: int = 1) -> str:
+    """What a checkpoint must agree in with the fit that goes on from it: 32 hex digits. groups: of the optimiser."""
     longer = {"steps"} if section.schedule == "constant" else set()  # a cosine ends where the fit does
     asked = section.model_dump(mode="json", exclude=FREE | longer)
     shapes = {name: list(value.shape) for name, value in trained.items()}
-    return records.digest(len(objective.examples), json.dumps([asked, shapes], sort_keys=True))
+    return records.digest(
+        len(objective.examples), json.dumps([asked, shapes, *([groups] if groups > 1 else [])], sort_keys=True)
+    )
 
 
 def save(path: Path, state: State, step: int, identity: str, *, writes: bool) -> None:
@@ -59,7 +63,12 @@ def save(path: Path, state: State, step: int, identity: str, *, writes: bool) ->
         "buffers": whole(dict(state.model.named_buffers())),
         "average": whole(state.average),
         "optimizer": whole(state.optimizer.state_dict()),
-        "best": {"values": whole(state.best_values), "loss": state.best_loss, "step": state.best_step},
+        "best": {
+            "values": whole(state.best_values),
+            "buffers": whole(state.best_buffers),
+            "loss": state.best_loss,
+            "step": state.best_step,
+        },
         "stopped": state.stopped,
     }
     if writes:
@@ -94,6 +103,7 @@ def load(path: Path, state: State, identity: str, device: torch.device, *, write
     state.optimizer.load_state_dict(_cut(held["optimizer"], stepped))
     best = held["best"]
     state.best_values = {name: as_piece(value, state.trained[name]) for name, value in best["values"].items()}
+    state.best_buffers = dict(best.get("buffers", {}))
     state.best_loss, state.best_step, state.stopped = best["loss"], best["step"], held["stopped"]
     if writes:
         _drop_metrics_after(metrics, int(held["step"]))

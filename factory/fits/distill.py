@@ -7,8 +7,10 @@ fit; the loop that called it then trains the student against the frozen teacher.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory import records
-from factory.fits.card import checkpoint_at, read_card, write_card
+from factory.fits.card import checkpoint_at, placed, read_card, write_card
 from factory.fits.examples import ImageExamples, accepted_rows, augment, image_bytes, training_rows, with_images
 from factory.fits.loop import Progress, Worker, train
-from factory.fits.objective import Examples, RowNoise
+from factory.fits.objective import Examples, RowNoise, decay_groups
 from factory.fits.teaching import Teacher, kept_answers
 from factory.models.classifier import Normalised, build_classifier
 from factory.models.student import TeacherStudent, cost, distillation_loss
 from factory.recipe import DistillSection, FitSection
+from factory.sections.fits import Rare
 from factory.storage import Store
 
 TEACHER = "teacher"
@@ -41,7 +44,7 @@ class TeacherObjective:
 
     def __init__(self, encoder: Path, examples: Examples, num_classes: int, seed: int) -> None:
         self.encoder, self.num_classes, self.seed = encoder, num_classes, seed
-        self.examples = examples
+        self.examples, self.weight_decay = examples, TEACHER_WEIGHT_DECAY
 
     def build(self) -> Normalised:
         card = read_card(self.encoder)
@@ -52,6 +55,10 @@ class TeacherObjective:
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         logits = model(augment(batch["image"], noise, MIN_AREA))  # (B, K)
         return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": _agree(logits.argmax(1), batch["label"])}
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Biases and norms without weight decay."""
+        return decay_groups(model, self.weight_decay)
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """The teacher as a timm directory."""
@@ -70,9 +77,8 @@ class DistillObjective:
     timm's own distillation tasks cannot read answers that are kept and normalise one batch for both, so the losses here
     are their formulas. encoder: the directory of a fitted MAE, to fit a teacher from, or with `section.teacher`
     of the classifier that teaches. store: where answers on whole images are kept. classes: the names of the labels.
-    held_out: examples of the validation split, on which `save` states what was retained. teacher_dir: a local directory
-    of this worker's own, in which the teacher's fit resumes or, if done, is found again; without one, every `build`
-    fits it anew.
+    held_out: examples of the validation split, on which `save` states what was retained. teacher_dir: a directory that
+    all workers share, where the fitted teacher is put, once, and found again; without one, every `build` fits it anew.
     """
 
     def __init__(
@@ -107,30 +113,41 @@ class DistillObjective:
         student = _seeded(s.seed, s.student, len(self.classes), size, begun)
         teacher = self._teacher() if s.teacher is None else load_student(self.encoder)
         if s.targets == "whole_image":
-            self.images.also["teacher"] = kept_answers(Teacher(teacher, size), self.images.encoded, self.store)
+            asked = Teacher(teacher.to(_device()), size)
+            self.images.also["teacher"] = kept_answers(asked, self.images.encoded, self.store)
+            teacher.cpu()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             return TeacherStudent(teacher, student, features=s.feature_weight > 0)
 
     def _teacher(self) -> nn.Module:
+        """The fitted teacher, the same for each worker and after each restart where they share a directory."""
+        if self.teacher_dir is None:
+            return self._fit_teacher()
+        # A changed recipe, encoder or set of classes gets a folder of its own.
+        place = self.teacher_dir / self._teacher_id()
+        objective = TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
+        if not place.exists():
+            placed(place, partial(objective.save, self._fit_teacher()))
+        return objective.load(place)
+
+    def _fit_teacher(self) -> nn.Module:
         s = self.section
         objective = TeacherObjective(self.encoder, self.examples, len(self.classes), s.seed)
         section = FitSection(
             steps=s.teacher_steps, batch_size=s.batch_size, learning_rate=TEACHER_LEARNING_RATE,
             weight_decay=TEACHER_WEIGHT_DECAY, warmup_steps=s.teacher_steps // 10, schedule="cosine",
-            checkpoint_every=s.teacher_steps, seed=s.seed,
+            checkpoint_every=s.teacher_steps, seed=s.seed, precision=s.precision, micro_batch=s.micro_batch,
         )  # fmt: skip
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with tempfile.TemporaryDirectory() as scratch:
-            # A changed recipe, encoder or set of classes gets a folder of its own.
-            directory = (self.teacher_dir or Path(scratch)) / self._teacher_id()
-            return train(objective, section, directory, worker=Worker(device=device), report=self._report).cpu()
+            return train(objective, section, Path(scratch), worker=Worker(device=_device()), report=self._report).cpu()
 
     def _teacher_id(self) -> str:
         s, card = self.section, read_card(self.encoder)
         digest = records.digest(
-            card["digest"], *self.classes, len(self.examples), s.teacher_steps, s.batch_size, s.seed
-        )
+            card["digest"], *self.classes, len(self.examples), s.teacher_steps, s.batch_size, s.seed,
+            s.precision,
+        )  # fmt: skip
         return f"{TEACHER}-{digest[:12]}"
 
     def _report(self, progress: Progress) -> None:
@@ -153,6 +170,10 @@ class DistillObjective:
             "accuracy": _agree(student.argmax(1), labels),
             "agreement": _agree(student.argmax(1), teacher.argmax(1)),
         }
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The student's biases and norms without weight decay."""
+        return decay_groups(model, self.section.weight_decay)
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """The student as a timm directory with its card, and the teacher below it."""
@@ -178,6 +199,10 @@ class DistillObjective:
             return TeacherStudent(load_student(self.encoder), student)
         teacher = TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
         return TeacherStudent(teacher.load(directory / TEACHER), student)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_student(directory: Path) -> Normalised:
@@ -243,7 +268,7 @@ def distill_objective(
     The labels are the diagnoses present in the corpus's training split; validation rows of those diagnoses are held
     out for the card.
     """
-    data = diagnosed(corpus, samples, int(read_card(encoder)["image_size"]))
+    data = diagnosed(corpus, samples, int(read_card(encoder)["image_size"]), rare=section.rare)
     return DistillObjective(
         section, encoder, data.examples, data.classes, held_out=data.held_out, teacher_dir=teacher_dir, store=store,
         provenance=data.provenance, log=log,
@@ -260,21 +285,51 @@ class Diagnosed:
     provenance: dict[str, object]
 
 
-def diagnosed(corpus: pa.Table, samples: pa.Table | None, size: int, *, balanced: bool = True) -> Diagnosed:
+def diagnosed(
+    corpus: pa.Table, samples: pa.Table | None, size: int, *, balanced: bool = True, rare: Rare | None = None
+) -> Diagnosed:
     """The labelled training images and accepted samples. The classes are those of the corpus's training split, in
-    alphabetical order: samples and validation images of others are left out."""
-    real = _labelled(training_rows(corpus))
-    classes = sorted(set(real["diagnosis"].to_pylist()))
-    made = _labelled(accepted_rows(samples)) if samples is not None else real.slice(0, 0)
-    made = made.filter(pc.is_in(made["diagnosis"], pa.array(classes, pa.string())))
-    encoded = image_bytes(real) + image_bytes(made)
-    labels = [classes.index(name) for name in real["diagnosis"].to_pylist() + made["diagnosis"].to_pylist()]
-    provenance = {
-        "num_real": len(real), "num_synthetic": len(made),
-        "licences": sorted(set(real["licence"].to_pylist()) - {None}),
+    alphabetical order: samples and validation images of others, and images without one, are left out and counted.
+
+    rare: what becomes of a diagnosis with a single training image, real or made; None: it is learned from. Raises
+    ValueError for one that is refused, and with `refuse` for validation images of a diagnosis that training lacks.
+    """
+    training, validation = training_rows(corpus), corpus.filter(records.accepted("val"))
+    real, made = _labelled(training), _labelled(accepted_rows(samples)) if samples is not None else None
+    counts = Counter(real["diagnosis"].to_pylist())
+    known = set(counts)
+    if made is not None:
+        counts.update(name for name in made["diagnosis"].to_pylist() if name in known)
+    single = [name for name, count in sorted(counts.items()) if count == 1] if rare is not None else []
+    classes = sorted(known - set(single))
+    unknown = Counter(name for name in _labelled(validation)["diagnosis"].to_pylist() if name not in known)
+    if rare == "refuse" and (single or unknown):
+        raise ValueError(_rare(single, unknown))
+    made = real.slice(0, 0) if made is None else made
+    kept = [one.filter(pc.is_in(one["diagnosis"], pa.array(classes, pa.string()))) for one in (real, made)]
+    encoded, names = zip(*((image_bytes(one), one["diagnosis"].to_pylist()) for one in kept), strict=True)
+    examples = ImageExamples(
+        encoded[0] + encoded[1], size, [classes.index(name) for name in names[0] + names[1]], balanced=balanced
+    )
+    held_out = held_out_rows(corpus, classes, size)
+    provenance: dict[str, object] = {
+        "num_real": len(kept[0]), "num_synthetic": len(kept[1]),
+        "licences": sorted(set(kept[0]["licence"].to_pylist()) - {None}),
+        "left_out": {
+            "training_without_diagnosis": len(training) - len(real), "training_of_rare_class": len(real) - len(kept[0]),
+            "samples_of_unknown_class": len(made) - len(kept[1]),
+            "validation_of_unknown_class": len(_labelled(with_images(validation))) - len(held_out),
+        },
     }  # fmt: skip
-    examples = ImageExamples(encoded, size, labels, balanced=balanced)
-    return Diagnosed(examples, classes, held_out_rows(corpus, classes, size), provenance)
+    return Diagnosed(examples, classes, held_out, provenance)
+
+
+def _rare(single: Sequence[str], unknown: Mapping[str, int]) -> str:
+    told = [*(f"1 of {name}" for name in single), *(f"none of {name} ({n} validation)" for name, n in unknown.items())]
+    return (
+        f"each diagnosis must have at least two training images, got {', '.join(told)}; ingest or synthesize more "
+        "of it, or set rare=leave_out in the fit's section."
+    )
 
 
 def held_out_rows(corpus: pa.Table, classes: list[str], size: int, split: str = "val") -> ImageExamples:

@@ -106,6 +106,7 @@ class FinetuneObjective:
         fields: dict[str, object] = {
             "objective": "finetune", "architecture": self.model, "classes": self.classes, "steps": s.steps,
             "options": {"global_pool": s.global_pool}, "batch_size": s.batch_size,
+            "mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist(),
             "num_images": len(self.images.encoded), "pretrained": digest_of(self.weights),
         }  # fmt: skip
         write_card(directory, cost(model, self.images.image_size), self.provenance | fields)
@@ -129,7 +130,7 @@ def finetune_objective(
         card, weights = read_card(encoder), encoder / "model.safetensors"
         model, size = str(card["architecture"]), int(card["image_size"])
     chosen = samples if section.include_samples else None
-    data = diagnosed(corpus, chosen, size, balanced=section.balanced)
+    data = diagnosed(corpus, chosen, size, balanced=section.balanced, rare=section.rare)
     return FinetuneObjective(
         section, model, weights, data.examples, data.classes, held_out=data.held_out, provenance=data.provenance
     )

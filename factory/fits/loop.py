@@ -158,15 +158,16 @@ class _Fit:
         if worker.shard is not None:
             worker.shard(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        groups = getattr(objective, "parameter_groups", None)  # an objective's own: rates by layer, for example
+        grouped = getattr(objective, "parameter_groups", None)  # an objective's own: rates by layer, for example
+        groups = [{"params": list(trained.values())}] if grouped is None else grouped(model)
         optimizer = torch.optim.AdamW(
-            trained.values() if groups is None else groups(model),
+            groups,
             lr=section.learning_rate, betas=(0.9, section.beta2), weight_decay=section.weight_decay,
             fused=worker.shard is None,
         )  # fmt: skip
         average = {name: p.detach().clone() for name, p in trained.items()} if section.ema_decay else {}
         self.state = State(model, trained, optimizer, average)
-        self.identity = checkpoint.identity(objective, section, trained)
+        self.identity = checkpoint.identity(objective, section, trained, len(groups))
         self.start = checkpoint.load(
             directory / CHECKPOINT, self.state, self.identity, worker.device, writes=worker.rank == 0
         )
@@ -300,7 +301,7 @@ class _Batches:
         own = slice(self.worker.rank, None, self.worker.world_size)
         rows, named = rows[own], _told_apart(rows, len(self.objective.examples))[own]
         size = self.section.micro_batch or len(rows)
-        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        parts = np.array_split(np.arange(len(rows)), -(-len(rows) // size))  # alike, for batch norm sees each by itself
         batches = (self.objective.examples.batch(rows[part]) for part in parts)
         moved = [{name: value.to(self.worker.device) for name, value in batch.items()} for batch in batches]
         return [(named[part], batch) for part, batch in zip(parts, moved, strict=True)]
@@ -339,7 +340,7 @@ def _step(
             (losses["loss"] * share).backward()
         for name, value in losses.items():
             total[name] = total.get(name, torch.zeros_like(value.detach())) + value.detach() * share
-    norm = whole(torch.nn.utils.clip_grad_norm_(state.trained.values(), section.clip_norm))
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.trained.values(), section.clip_norm or math.inf))
     state.optimizer.step()
     return total | {"grad_norm": norm}, waited
 
@@ -371,9 +372,12 @@ class _Window:
         for number, (loss, norm) in enumerate(zip(columns["loss"], columns["grad_norm"], strict=True)):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 wrong = loss if not math.isfinite(loss) else norm
+                kept = (
+                    f"the last checkpoint, of step {last_good}, is good" if last_good else "no checkpoint was written"
+                )
                 raise ValueError(
-                    f"the loss must stay finite, got {wrong} at step {step + 1 - len(self.rows) + number}; lower the "
-                    f"learning_rate. The last checkpoint, of step {last_good}, is good."
+                    f"the loss must stay finite, got {wrong} at step {step + 2 - len(self.rows) + number}; fit anew "
+                    f"with a lower learning_rate: {kept}."
                 )
         count = len(self.rows)
         found = {name: sum(values) / count for name, values in columns.items()} | {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from factory import records
 from factory.fits.card import checkpoint_at, digest_of, write_card
 from factory.fits.examples import ImageExamples, augment
-from factory.fits.objective import Examples, RowNoise
+from factory.fits.objective import Examples, RowNoise, decay_groups, evenly
 from factory.fits.probing import probe_of
-from factory.fits.streamed import StreamedImages, evenly, images_of, shards_of
+from factory.fits.streamed import StreamedImages, images_of, shards_of
 from factory.fits.validation import MAX_ROWS
 from factory.models.classifier import Normalised, normalised
 from factory.models.mae import MaskedAutoencoder, begin_from, load_mae, save_mae
@@ -78,6 +79,10 @@ class MaeObjective:
         loss, _, _ = model(pixels, self.section.mask_ratio, noise.uniform(length).to(pixels.device))
         return {"loss": loss}
 
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Biases and norms without weight decay, as MAE's authors have it."""
+        return decay_groups(model, self.section.weight_decay)
+
     def probed(self, model: nn.Module) -> dict[str, float]:
         """What the encoder's features tell; the loop asks every `probe_every` steps."""
         assert isinstance(model, Normalised) and self.probe is not None
@@ -94,6 +99,7 @@ class MaeObjective:
             "patch_size": s.patch_size, "mask_ratio": s.mask_ratio,
             "norm_pix_loss": s.norm_pix_loss, "steps": s.steps, "batch_size": s.batch_size,
             "num_images": len(self.examples),
+            "mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist(),
             "begun_from": None if s.weights is None else digest_of(Path(s.weights)),
         }  # fmt: skip
         write_card(directory, cost(model.model.encoder, s.image_size), self.provenance | fields)

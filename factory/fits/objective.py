@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,19 @@ class RowNoise:
     def integers(self, high: int) -> Tensor:
         """Whole numbers in [0, high), (B,)."""
         return torch.stack([torch.randint(high, (), generator=rng) for rng in self._rngs])
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most so many of the rows 0 to count - 1, evenly over all, (N,) int64."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """An optimiser's groups of all that trains, as timm makes them: no weight decay for biases and norms."""
+    from timm.optim import param_groups_weight_decay
+
+    groups: list[dict[str, Any]] = param_groups_weight_decay(model, weight_decay)
+    return groups
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from factory import records
 from factory.fits.examples import ImageExamples
-from factory.fits.streamed import Shard, evenly, images_of, shards_of
+from factory.fits.objective import evenly
+from factory.fits.streamed import Shard, images_of, shards_of
 from factory.models.classifier import Normalised
 from factory.tables import Table
 

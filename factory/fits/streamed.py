@@ -61,11 +61,6 @@ def _reading(read: Callable[[int], pa.Table], part: int, places: pa.ChunkedArray
     return lambda: image_bytes(read(part).take(places))
 
 
-def evenly(count: int, most: int) -> Rows:
-    """At most so many of the rows 0 to count - 1, evenly over all."""
-    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
-
-
 def images_of(shards: Sequence[Shard], rows: Rows) -> list[bytes]:
     """The encoded images of rows in ascending order; one shard is held at a time."""
     starts = np.cumsum([0, *(shard.count for shard in shards)])

@@ -30,6 +30,7 @@ class Teacher:
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model, self.image_size, self.asked = model.eval(), image_size, 0
+        self.device = next(model.parameters()).device
         content = hashlib.sha256()
         for name, value in sorted(model.state_dict().items()):
             content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -41,7 +42,7 @@ class Teacher:
         given = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S)
         self.asked += len(images)
         with torch.no_grad():
-            return [{"logits": row.numpy()} for row in self.model(given)]
+            return [{"logits": row.numpy()} for row in self.model(given.to(self.device)).cpu()]
 
 
 def kept_answers(teacher: Teacher, images: Sequence[bytes], store: Store | None) -> NDArray[np.float32]:

@@ -6,7 +6,6 @@ numbers of workers are equal.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from factory.fits.checkpoint import State
-from factory.fits.objective import Examples, RowNoise
+from factory.fits.objective import Examples, RowNoise, evenly
 from factory.fits.sharding import copy_whole, whole
 
 MAX_ROWS = 256
@@ -23,15 +22,17 @@ _STEP = 2**31 - 1  # in the place of a step in the seed of the noise: no fit get
 
 
 class HeldOut:
-    """Validation of one fit on the first MAX_ROWS of its held-out examples, at most `batch_size` rows at a time."""
+    """Validation of one fit on MAX_ROWS of its held-out examples, evenly over all, for they lie in the order of their
+    sources and classes; at most `batch_size` rows at a time."""
 
     def __init__(self, examples: Examples, seed: int, batch_size: int, rank: int, world_size: int) -> None:
         self.examples, self.seed, self.rank, self.world_size = examples, seed, rank, world_size
-        ends = [*getattr(examples, "starts", [0])[1:], len(examples)]  # of buckets: a batch is of one
-        count, starts = min(len(examples), MAX_ROWS), [0]
-        while starts[-1] < count:
-            starts.append(min(starts[-1] + batch_size, count, next(end for end in ends if end > starts[-1])))
-        self.chunks = [np.arange(start, end) for start, end in itertools.pairwise(starts)]
+        rows, starts = (
+            evenly(len(examples), MAX_ROWS),
+            getattr(examples, "starts", [0]),
+        )  # of buckets: a batch is of one
+        of_bucket = np.split(rows, np.searchsorted(rows, starts[1:]))
+        self.chunks = [own[start : start + batch_size] for own in of_bucket for start in range(0, len(own), batch_size)]
 
     @torch.no_grad()
     def sums(self, module: nn.Module, device: torch.device) -> dict[str, float]:
@@ -57,6 +58,7 @@ def note(state: State, loss: float, step: int, validate_every: int, patience: in
         state.best_loss, state.best_step = loss, step
         if patience:
             state.best_values = {name: value.clone() for name, value in values_of(state).items()}
+            state.best_buffers = {name: value.clone() for name, value in state.model.named_buffers()}
     elif patience and step - state.best_step >= patience * validate_every:
         state.stopped = True
 
@@ -90,17 +92,21 @@ def _put(state: State, values: dict[str, Tensor]) -> None:
 def finish(state: State) -> None:
     """The model at its end: with the values of the best held-out loss if it was stopped by it, else its average."""
     _put(state, state.best_values if state.best_values else state.average)
+    buffers = dict(state.model.named_buffers())
+    for name, value in state.best_buffers.items():
+        buffers[name].copy_(value)
 
 
 def whole_values(state: State) -> dict[str, Tensor]:
-    """The model's trained values, put together; all workers of a sharded fit call it."""
-    values: dict[str, Tensor] = whole({name: value.detach() for name, value in state.trained.items()})
-    return values
+    """The model's trained values and its buffers, put together; all workers of a sharded fit call it."""
+    trained: dict[str, Tensor] = whole({name: value.detach() for name, value in state.trained.items()})
+    buffers: dict[str, Tensor] = whole(dict(state.model.named_buffers()))
+    return trained | buffers
 
 
 def put_whole(model: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     """Whole values written into a model that is not sharded."""
-    parameters = dict(model.named_parameters())
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, value in values.items():
-        copy_whole(parameters[name].data, value)
+        copy_whole(own[name].data, value)
     return model

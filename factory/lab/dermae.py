@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -27,7 +26,7 @@ import torch
 from torch import nn
 
 from factory import records
-from factory.fits.card import checkpoint_at, read_card, write_card
+from factory.fits.card import checkpoint_at, placed, read_card, write_card
 from factory.fits.card import digest_of as file_digest
 from factory.fits.checkpoint import FREE
 from factory.fits.distill import (
@@ -45,7 +44,7 @@ from factory.fits.objective import Objective
 from factory.fits.probing import answers, scores
 from factory.lab.dermae_rows import DATA, Rows, rows_of
 from factory.lab.dermae_summary import summary_of, table_lines
-from factory.models.classifier import build_classifier
+from factory.models.classifier import build_classifier, is_vit
 from factory.models.student import cost
 from factory.recipe import DermaeSection, FitSection, NetworkSection
 from factory.storage import Store
@@ -54,7 +53,7 @@ CELLS, FITS, SUMMARY = "lab/dermae/cells", "lab/dermae/fits", "lab/dermae_table.
 LARGE, BASE, SMALL = NETWORKS = ("large", "base", "small")
 GIVEN, MAE = STARTS = ("given", "mae")
 NO_TEACHER, NOT_A_VIT = "no_larger_teacher", "not_a_vit"
-VERSION = 2  # part of every digest; raised when the code changes what a cell would hold
+VERSION = 3  # part of every digest; raised when the code changes what a cell would hold
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,6 @@ def not_run(section: DermaeSection) -> dict[tuple[str, str, bool], str]:
     return found | {(name, MAE, False): NOT_A_VIT for name, vit in vits.items() if not vit}
 
 
-def is_vit(model: str) -> bool:
-    """Whether masked pre-training can be had of a timm model."""
-    from timm.models import is_model_in_modules
-
-    return is_model_in_modules(model, {"vision_transformer"})
-
-
 def pretrainings(section: DermaeSection) -> dict[Cell, list[Cell]]:
     """The pre-trainings that cells share, each named by the first cell that begins from it, with all that do."""
     found: dict[tuple[str, str, int], list[Cell]] = {}
@@ -160,6 +152,11 @@ class Sweep:
             for name, own in ((name, self._own(name)) for name in NETWORKS)
         }
         self.given_digest = {name: "" if path is None else file_digest(path) for name, path in self.given.items()}
+        self.masked_digest = {
+            name: "" if own.mae_weights is None
+            else file_digest(checkpoint_at(own.mae_weights, f"evaluate.dermae.{name}.mae_weights"))
+            for name, own in ((name, self._own(name)) for name in NETWORKS)
+        }  # fmt: skip
 
     def _own(self, network: str) -> NetworkSection:
         found: NetworkSection = getattr(self.section, network)
@@ -218,10 +215,11 @@ class Sweep:
         if cell.taught:
             teacher = self._network(Cell(LARGE, cell.data, cell.start, False, cell.seed))
             section = self.section.student.model_copy(update=change | {"teacher": str(teacher)})
-            taught = DistillObjective(section, teacher, rows, classes, held_out=arm.labelled.held_out)
+            taught = DistillObjective(section, teacher, rows, classes, held_out=arm.labelled.held_out, store=self.store)
             return self._fitted(cell, "taught", section, taught)
         section = self.section.student.model_copy(update=change | {"alpha": 0.0})
-        return self._fitted(cell, "alone", section, AloneObjective(section, start, rows, classes))
+        alone = AloneObjective(section, start, rows, classes, arm.labelled.held_out)
+        return self._fitted(cell, "alone", section, alone)
 
     def begun(self, cell: Cell) -> Path:
         """The directory of the weights that a cell begins from, with its card."""
@@ -236,16 +234,17 @@ class Sweep:
         place = self.directory / f"start-{cell.network}-s{cell.seed}-{self._start_key(cell)[:16]}"
         if not (place / "card.json").exists():
             if vit and own.weights is None:  # an autoencoder's encoder, so that MAE begins where the other arm does
-                objective = MaeObjective(self._masked(own, cell.seed), ImageExamples([], self.section.image_size))
-                _placed(place, partial(objective.save, objective.build()))
+                section = self._masked(own, cell.seed).model_copy(update={"weights": None})
+                objective = MaeObjective(section, ImageExamples([], self.section.image_size))
+                placed(place, partial(objective.save, objective.build()))
             else:
-                _placed(place, partial(self._save_plain, cell))
+                placed(place, partial(self._save_plain, cell))
         return place
 
     def _masked(self, own: NetworkSection, seed: int) -> Any:
         patch = own.patch_size or own_patch(own.model)
         change = {"encoder": own.model, "patch_size": patch, "image_size": self.section.image_size, "seed": seed,
-                  "weights": None, "probe_every": 0, "validate_every": 0, "patience": 0}  # fmt: skip
+                  "weights": own.mae_weights, "probe_every": 0, "validate_every": 0, "patience": 0}  # fmt: skip
         return self.section.pretrain.model_copy(update=change)
 
     def _save_plain(self, cell: Cell, directory: Path) -> None:
@@ -268,7 +267,7 @@ class Sweep:
                 model = train(objective, section, place, worker=self.worker).cpu()
             except ValueError as error:
                 raise ValueError(f"evaluate dermae-table, {kind} of {cell}: {error}") from error
-            _placed(place / "weights", partial(_save_one, objective, model))
+            placed(place / "weights", partial(_save_one, objective, model))
             (place / CHECKPOINT).unlink()  # with its optimiser it is four times the weights
         return place / "weights"
 
@@ -277,9 +276,9 @@ class Sweep:
     def _start_key(self, cell: Cell) -> str:
         """A digest of all that decides where a cell begins."""
         own, masked = self._own(cell.network), cell.start == MAE and is_vit(self._own(cell.network).model)
-        section = _told(self._masked(own, cell.seed)) if masked else ""
+        section = _told(self._masked(own, cell.seed).model_copy(update={"weights": None})) if masked else ""
         arm = self.rows.arms[cell.data].digest if masked else ""
-        given = "" if masked else self.given_digest[cell.network]
+        given = (self.masked_digest if masked else self.given_digest)[cell.network]
         return records.digest(
             VERSION, own.model, own.patch_size, self.section.image_size, cell.seed, len(self.rows.classes), section,
             arm, given,
@@ -307,9 +306,13 @@ def _told(section: FitSection) -> str:
 class AloneObjective(TeacherObjective):
     """A student without a teacher: cross-entropy on the crops that a taught one sees."""
 
-    def __init__(self, section: FitSection, start: Path, examples: ImageExamples, classes: list[str]) -> None:
+    def __init__(
+        self, section: FitSection, start: Path, examples: ImageExamples, classes: list[str],
+        held_out: ImageExamples | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(start, examples, len(classes), section.seed)
-        self.section, self.classes, self.size = section, classes, examples.image_size
+        self.section, self.classes, self.size, self.held_out = section, classes, examples.image_size, held_out
+        self.weight_decay = section.weight_decay
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """The student as a timm directory with its card."""
@@ -333,16 +336,3 @@ def own_patch(model: str) -> int:
     with torch.device("meta"):
         built: Any = timm.create_model(model)
     return int(built.patch_embed.patch_size[0])
-
-
-def _placed(directory: Path, save: Callable[[Path], None]) -> None:
-    """Saves into a directory that appears whole or not at all."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as folder:
-        staged = Path(folder) / "new"
-        save(staged)
-        try:
-            staged.rename(directory)
-        except OSError:  # another worker was first, with the same weights
-            if not directory.exists():
-                raise

@@ -1,7 +1,7 @@
 """What DerMAE's table costs before it is run: operations by kind of fit, and hours on so many workers.
 
 A step is counted as three forward passes of what trains (one forward, twice that backward) and one of a teacher. The
-optimiser, reading images and testing are left out, so hours are a floor at the rate that is given.
+optimiser, reading images, testing and answers on whole images are left out, so hours are a floor at the rate given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import cache
 import torch
 
 from factory.fits.mae import autoencoder
-from factory.lab.dermae import LARGE, Cell, cells_of, chains, is_vit, own_patch, pretrainings
+from factory.lab.dermae import LARGE, Cell, cells_of, chains, own_patch, pretrainings
+from factory.models.classifier import is_vit
 from factory.models.student import cost_at, forward_flops
 from factory.recipe import DermaeSection, FitSection, MaeSection, NetworkSection
 

@@ -41,6 +41,25 @@ def normalised(model: nn.Module) -> Normalised:
     return Normalised(model, config["mean"], config["std"])
 
 
+def is_vit(name: str) -> bool:
+    """Whether a timm model is a plain VisionTransformer, of which masked pre-training can be had."""
+    from timm.models import is_model_in_modules
+
+    return is_model_in_modules(name, {"vision_transformer"})
+
+
+def check_tiles(image_size: int, patch_size: int) -> None:
+    """Raises ValueError for an image smaller than a patch, and for patches that do not tile it."""
+    if image_size < patch_size:
+        raise ValueError(
+            f"image_size must be at least a patch, got {image_size} and patch_size {patch_size}; change one of them."
+        )
+    if image_size % patch_size:
+        raise ValueError(
+            f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}; change one of them."
+        )
+
+
 def build_classifier(
     name: str, num_classes: int, image_size: int, checkpoint: str | Path | None = None, **options: Any
 ) -> Normalised:
@@ -61,12 +80,22 @@ def build_classifier(
     config: Any = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
         options = {"img_size": image_size} | options
-        if timm.models.is_model_in_modules(name, {"vision_transformer"}):
+        if is_vit(name):
             # The final norm stays before the pool, so that a checkpoint made with a class token loads as it is.
             options = {"fc_norm": False} | options
         if PATCHES in state:
             options = {"patch_size": state[PATCHES].shape[-1]} | options
-    model = timm.create_model(name, num_classes=num_classes, **{"global_pool": "avg"} | options)
+    options = {"global_pool": "avg"} | options
+    try:
+        model: Any = timm.create_model(name, num_classes=num_classes, **options)
+    except (AssertionError, TypeError, RuntimeError) as error:
+        told = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise ValueError(
+            f"{name} must be built with {told}, which timm refuses ({error or type(error).__name__}); choose another "
+            "model, or another value of these."
+        ) from error
+    if is_vit(name):
+        check_tiles(image_size, model.patch_embed.patch_size[0])
     if state:
         _load(model, state, str(checkpoint))
     return normalised(model)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from factory.models.classifier import check_tiles, is_vit
+
 DECODER = "decoder.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)  # a MaskedAutoencoder or a SimMIM
 _HEAD = 32  # width of a decoder head, as in the paper (512 over 16 heads)
@@ -170,21 +172,12 @@ def build_encoder(name: str, image_size: int, patch_size: int) -> Any:
 
 def check_encoder(encoder: str, image_size: int, patch_size: int) -> None:
     """Raises ValueError for no plain ViT, an image smaller than a patch, and patches that do not tile it."""
-    from timm.models import is_model_in_modules
-
-    if not is_model_in_modules(encoder, {"vision_transformer"}):
+    if not is_vit(encoder):
         raise ValueError(
             f"encoder must be a plain VisionTransformer of timm, got {encoder!r}; "
             "choose one of timm.list_models(module='vision_transformer'), for example vit_tiny_patch16_224."
         )
-    if image_size < patch_size:
-        raise ValueError(
-            f"image_size must be at least a patch, got {image_size} and patch_size {patch_size}; change one of them."
-        )
-    if image_size % patch_size:
-        raise ValueError(
-            f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}; change one of them."
-        )
+    check_tiles(image_size, patch_size)
 
 
 def _check_decoder(decoder_width: int) -> None:
@@ -215,7 +208,8 @@ def save_mae(model: nn.Module, directory: Path) -> None:
 def begin_from(model: nn.Module, path: Path) -> None:
     """Puts a checkpoint's encoder into a MaskedAutoencoder or SimMIM: one of MAE's authors, whose names are timm's, or
     of timm. Its head is left out, positions of another image size are interpolated as timm does, and its decoder is
-    taken where it is of the model's shape. Raises ValueError for an encoder of another width, depth or patch size."""
+    taken if it has one and the model too. Raises ValueError for an encoder of another width, depth or patch size, and a
+    decoder of another width or depth."""
     from safetensors.torch import load_file
     from timm.layers import resample_abs_pos_embed
 
@@ -237,8 +231,21 @@ def begin_from(model: nn.Module, path: Path) -> None:
     encoder.load_state_dict({name: state[name] for name in own})
     fixed = ("encoder.", "decoder_pos_embed")  # the authors' decoder also has a place for the class token
     rest = {name: value for name, value in model.state_dict().items() if not name.startswith(fixed)}
-    if all(name in state and state[name].shape == value.shape for name, value in rest.items()):
-        model.load_state_dict({name: state[name] for name in rest}, strict=False)
+    if "decoder_embed.weight" not in state or "decoder_embed.weight" not in rest:
+        return
+    (width, depth), own_decoder = _decoder_of(state), _decoder_of(rest)
+    if (width, depth) != own_decoder:
+        raise ValueError(
+            f"fit.mae.weights must hold a decoder of the fit's own shape or none, got one {width} wide and {depth} "
+            f"deep in {path}; set fit.mae.decoder_width={width} fit.mae.decoder_depth={depth}."
+        )
+    model.load_state_dict({name: state[name] for name in rest}, strict=False)
+
+
+def _decoder_of(state: dict[str, Tensor]) -> tuple[int, int]:
+    """The width and depth of the decoder in a state dict."""
+    blocks = [name for name in state if name.startswith("decoder_blocks.") and name.endswith(".norm1.weight")]
+    return len(state["decoder_embed.weight"]), len(blocks)
 
 
 def _is_grid(found: Tensor, own: Tensor, prefix: int) -> bool:

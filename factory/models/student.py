@@ -63,7 +63,15 @@ class TeacherStudent(nn.Module):
 
 
 def _width(classifier: Any) -> int:
-    return int(classifier.model.get_classifier().in_features)
+    """The width D of the features that a timm classifier's head is asked with. Raises ValueError for a head that is not
+    one linear layer."""
+    head = classifier.model.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"feature_weight must be 0 for {type(classifier.model).__name__}, whose head is a {type(head).__name__} "
+            "and no linear layer; distil its answers alone, or another model."
+        )
+    return head.in_features
 
 
 def _pooled(classifier: Any, images: Tensor) -> tuple[Tensor, Tensor]:

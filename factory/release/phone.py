@@ -24,6 +24,7 @@ from factory.fits.card import digest_of
 from factory.fits.distill import load_student
 from factory.fits.examples import image_bytes, training_rows, with_images
 from factory.models import export, int8
+from factory.models.classifier import is_vit
 from factory.models.student import cost, cost_at
 from factory.run import Run
 
@@ -138,8 +139,7 @@ def _latency(answer: export.Answer, image: export.Pixels, suffix: str) -> dict[s
 
 def _costs(model: Any, card: dict[str, Any], size: int) -> list[dict[str, int]]:
     """Parameters and operations of one image at the model's own size and at the usual one."""
-    patches = getattr(model.model, "patch_embed", None)
-    options = {} if patches is None else {"patch_size": patches.patch_size[0]}
+    options = {"patch_size": model.model.patch_embed.patch_size[0]} if is_vit(card["architecture"]) else {}
     usual = cost_at(card["architecture"], len(card["classes"]), USUAL_SIZE, **options)
     return [asdict(cost(model, size)), *([] if size == USUAL_SIZE else [asdict(usual)])]
 

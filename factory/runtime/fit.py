@@ -46,9 +46,9 @@ def fit(run: Run, recipe: Recipe, name: str, echo: Echo = print) -> None:
     if target in run.weights() and _same(run.card(target).get("inputs") or {}, inputs, section):
         echo(f"fit {name:<8}{target} is there already")
         return
-    build = partial(_objective, run.uri, recipe, name)
     digest = records.digest(json.dumps(inputs, sort_keys=True))[:8]
     directory = run.local_dir("fit") / "fits" / f"{target}-{digest}"
+    build = partial(_objective, run.uri, recipe, name, directory)
     if name == "lora" and section.preview_every and recipe.fit.lora.family == "inpaint":
         backgrounds.find(run, recipe, echo)  # its grids are drawn into them
     if name == "lora":
@@ -184,8 +184,8 @@ def _check_base(recipe: Recipe) -> None:
     check_mode(family_of(base), section.train_mode)
 
 
-def _objective(uri: str, recipe: Recipe, name: str) -> Any:
-    """The objective of a fit, built on a worker from the run's tables."""
+def _objective(uri: str, recipe: Recipe, name: str, directory: Path | None = None) -> Any:
+    """The objective of a fit, built on a worker from the run's tables. directory: the fit's, which workers share."""
     from factory.fits import distill, finetune, gate, mae
 
     run = Run(uri)
@@ -202,7 +202,7 @@ def _objective(uri: str, recipe: Recipe, name: str) -> Any:
         return finetune.finetune_objective(recipe.fit.finetune, source, corpus, samples)
     assert source is not None
     return distill.distill_objective(
-        recipe.fit.distill, source, corpus, samples, store=run.store, log=lambda line: None
+        recipe.fit.distill, source, corpus, samples, teacher_dir=directory, store=run.store, log=lambda line: None
     )
 
 
@@ -229,8 +229,18 @@ def _complete_card(run: Run, recipe: Recipe, name: str, weights: Path, inputs: d
         licence = STARTER_LICENCE if base == "starter" else licences.of_base(generator_of(recipe))
         card["base"] = {"name": base, "licence": licence, "digest": inputs["base"]}
         found.add(licence)
+    else:
+        found |= {licences.of_base(place) for place in _begun_from(run, recipe, name)}
     card |= {"objective": name, "inputs": inputs, "licence": licences.joined(found)}
     path.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+
+def _begun_from(run: Run, recipe: Recipe, name: str) -> list[Path]:
+    """The directories of the weights that `mae`, `finetune` and `distill` begin from or are taught by."""
+    section: Any = getattr(recipe.fit, name)
+    files = [getattr(section, field, None) for field in ("weights", "student_weights")]
+    source = None if name == "mae" else _source(run, recipe, name)
+    return [*(Path(file).parent for file in files if file is not None), *([] if source is None else [source])]
 
 
 def _num_values(file: Path) -> int:

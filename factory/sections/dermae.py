@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from factory.sections.base import Count, Positive, Section
+from factory.sections.base import Count, Positive, Section, refuse
 from factory.sections.fits import DistillSection, FinetuneSection, MaeSection
 
 
@@ -16,6 +16,7 @@ class NetworkSection(Section):
     model: str
     patch_size: Count | None = None  # px, of a ViT without weights; null: the model's own
     weights: str | None = None  # ImageNet weights, a timm checkpoint (.safetensors) of `model`; null: random ones
+    mae_weights: str | None = None  # of a ViT: a checkpoint (.safetensors) that MAE goes on from; null: random ones
 
 
 class DermaeSection(Section):
@@ -36,3 +37,9 @@ class DermaeSection(Section):
     pretrain: MaeSection = MaeSection()
     finetune: FinetuneSection = FinetuneSection()  # of the large network
     student: DistillSection = DistillSection()  # of the others; alpha is 0 where they are not taught
+
+    @model_validator(mode="after")
+    def _weights_are_a_networks_own(self) -> DermaeSection:
+        if self.pretrain.weights is not None:
+            refuse(["pretrain.weights must be null, for two ViTs are pre-trained: give large.mae_weights and base's"])
+        return self

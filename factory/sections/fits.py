@@ -19,7 +19,7 @@ class FitSection(Section):
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at zero
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999  # AdamW's, of squared gradients; beta1 is 0.9
-    clip_norm: Positive = 1.0
+    clip_norm: Positive | None = 1.0  # of all gradients together; null: they are not clipped
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; bfloat16 is for GPUs
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 0 keeps no average
     num_workers: Count = 1
@@ -141,6 +141,7 @@ class MaeSection(FitSection):
 
     objective: Literal["mae", "simmim"] = "mae"  # simmim reads neither norm_pix_loss nor the decoder
     weights: str | None = None  # a checkpoint (.safetensors) to begin from, MAE's own or timm's; null: random weights
+    # By the tag of a timm name (vit_base_patch16_224.mae) pixels are normalised as its weights want it.
     encoder: str = "vit_tiny_patch16_224"
     image_size: Annotated[int, Field(ge=32)] = 64
     patch_size: Count = 8
@@ -164,6 +165,9 @@ class MaeSection(FitSection):
         return self
 
 
+Rare = Literal["refuse", "leave_out"]  # what becomes of a diagnosis with one training image, or with none but others
+
+
 class DistillSection(FitSection):
     """Distillation of the fine-tuned MAE encoder, or of a teacher that is there, into a phone-size student."""
 
@@ -173,6 +177,7 @@ class DistillSection(FitSection):
     targets: Literal["same_crop", "whole_image"] = "same_crop"  # whole_image: asked once for each image, and kept
     feature_weight: Annotated[float, Field(ge=0.0)] = 0.0  # of the error of the teacher's pooled features
     teacher_steps: Count = 100
+    rare: Rare = "refuse"
     temperature: Positive = 4.0
     alpha: Share = 0.7  # share of the soft-target term
     learning_rate: Positive = 1e-3
@@ -192,7 +197,7 @@ class FinetuneSection(FitSection):
     """Fine-tuning of an MAE encoder to name the diagnosis. The shares are MAE's own for ViT-B (He et al. 2022)."""
 
     weights: str | None = None  # a timm checkpoint (.safetensors) of `model`; null: fit.mae's encoder
-    model: str = "vit_base_patch16_224"  # read with `weights`
+    model: str = "vit_base_patch16_224"  # read with `weights`; its tag (.mae) says how pixels are normalised
     image_size: Annotated[int, Field(ge=32)] = 224  # px, read with `weights`
     global_pool: Literal["avg", "token"] = "avg"  # token: the class token, which can overflow in half precision
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65  # a layer's learning rate over that of the next
@@ -202,6 +207,7 @@ class FinetuneSection(FitSection):
     smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     balanced: bool = True  # every class is shown as often as the largest
     include_samples: bool = True
+    rare: Rare = "refuse"
     learning_rate: Positive = 5e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     schedule: Literal["constant", "cosine"] = "cosine"

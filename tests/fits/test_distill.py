@@ -182,17 +182,24 @@ def test_a_student_begins_from_its_checkpoint_and_one_of_another_width_is_refuse
             distill_objective(wrong, encoder, corpus, log=lambda line: None).build()
 
 
-def test_a_class_that_training_has_not_is_left_out_and_one_with_one_example_is_shown_as_often(
+def test_a_class_that_training_lacks_or_shows_once_is_refused_or_left_out_and_counted(
     encoder: Path, corpus: pa.Table
 ) -> None:
     rows = [row for row in corpus.to_pylist() if row["diagnosis"] is not None]
     kept = [row for row in rows if row["diagnosis"] == "nevus" or row["split"] == "val" or row["row_id"] == "r8"]
     kept.append(rows[0] | {"row_id": "other", "diagnosis": "vascular"})  # of the validation split alone
-    objective = _objective(encoder, records.rows_to_table("corpus", kept), None)
-    assert objective.classes == ["melanoma", "nevus"]
-    labels = objective.images.labels[objective.images.order]  # type: ignore[index]
-    assert (labels == 0).sum() == (labels == 1).sum() == 8
-    assert objective.held_out is not None and len(objective.held_out) == 6
+    kept += [rows[-1] | {"row_id": name, "diagnosis": "dermatofibroma"} for name in ("one", "two")]
+    table = records.rows_to_table("corpus", kept)
+    words = r"at least two training images, got 1 of melanoma, none of vascular \(1 validation\); .* rare=leave_out"
+    with pytest.raises(ValueError, match=words):
+        distill_objective(SECTION, encoder, table)
+    objective = distill_objective(SECTION.model_copy(update={"rare": "leave_out"}), encoder, table)
+    assert objective.classes == ["dermatofibroma", "nevus"]
+    assert objective.provenance["left_out"] == {
+        "training_without_diagnosis": 0, "training_of_rare_class": 1, "samples_of_unknown_class": 0,
+        "validation_of_unknown_class": 3,
+    }  # fmt: skip
+    assert objective.held_out is not None and len(objective.held_out) == 4
 
 
 def test_a_loss_that_is_not_finite_stops_a_student_with_the_last_good_checkpoint_named(
@@ -202,6 +209,6 @@ def test_a_loss_that_is_not_finite_stops_a_student_with_the_last_good_checkpoint
     section = SECTION.model_copy(update=change)
     objective = distill_objective(section, encoder, corpus, log=lambda line: None)
     with pytest.raises(
-        ValueError, match=r"the loss must stay finite, got .* The last checkpoint, of step \d+, is good"
+        ValueError, match=r"the loss must stay finite, got .*: the last checkpoint, of step \d+, is good"
     ):
         train(objective, section, tmp_path)

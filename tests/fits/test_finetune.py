@@ -220,20 +220,27 @@ def test_a_checkpoint_without_patches_is_refused(corpus: pa.Table, tmp_path: Pat
 
 
 def test_a_class_that_training_has_not_is_not_a_class(encoder: Path) -> None:
-    found = _objective(encoder, _corpus(["nevus", "melanoma", "seborrheic_keratosis", "nevus"], "..v."))
+    corpus = _corpus(["nevus", "melanoma", "seborrheic_keratosis", "nevus", "melanoma"], "..v..")
+    with pytest.raises(ValueError, match=r"got none of seborrheic_keratosis \(1 validation\)"):
+        _objective(encoder, corpus)
+    found = _objective(encoder, corpus, rare="leave_out")
     assert found.classes == ["melanoma", "nevus"]
     assert found.held_out is not None and len(found.held_out) == 0
 
 
-def test_a_class_with_one_example_is_shown_as_often_as_the_others(encoder: Path, tmp_path: Path) -> None:
-    corpus = _corpus(["nevus"] * 5 + ["melanoma"])
+def test_a_class_with_one_example_is_refused_and_one_of_two_is_shown_as_often_as_the_others(
+    encoder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="at least two training images, got 1 of melanoma"):
+        _objective(encoder, _corpus(["nevus"] * 5 + ["melanoma"]))
+    corpus = _corpus(["nevus"] * 5 + ["melanoma"] * 2)
     objective = _objective(encoder, corpus)
     labels = objective.examples.batch(np.arange(len(objective.examples)))["label"]
     assert np.bincount(labels).tolist() == [5, 5]
     section = SECTION.model_copy(update={"steps": 1})
     train(objective, section, tmp_path)
     plain = _objective(encoder, corpus, balanced=False)
-    assert len(plain.examples) == 6
+    assert len(plain.examples) == 7
 
 
 def test_one_diagnosis_alone_is_refused(encoder: Path, corpus: pa.Table) -> None:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pytest
 
 from factory import images, records
-from factory.fits.objective import batch_rows
-from factory.fits.streamed import Shard, StreamedImages, evenly, images_of, shards_of
+from factory.fits.objective import batch_rows, evenly
+from factory.fits.streamed import Shard, StreamedImages, images_of, shards_of
 from factory.run import Run
 
 SIDE = 8

@@ -221,9 +221,7 @@ def test_a_loss_that_is_not_finite_stops_the_sweep_with_the_cell_and_the_last_go
 ) -> None:
     wild = FinetuneSection(**FIT | {"steps": 40, "warmup_steps": 0, "checkpoint_every": 1}, learning_rate=1e18)
     section = SECTION.model_copy(update={"finetune": wild})
-    words = (
-        r"large of large real given alone seed 0: the loss must stay finite, got nan at step \d+; lower .* of step \d"
-    )
+    words = r"large of large real given alone seed 0: the loss must stay finite, got nan at step \d+; .* of step \d"
     with pytest.raises(ValueError, match=words):
         dermae.run_table(open_store(str(tmp_path)), tmp_path, corpus, samples, section, progress=lambda line: None)
 

@@ -160,9 +160,11 @@ def _authors(side: int = 4, decoder: int = 32) -> dict[str, torch.Tensor]:
     return {name: torch.randn(value.shape, generator=torch.Generator().manual_seed(7)) for name, value in state.items()}
 
 
-@pytest.mark.parametrize(("side", "decoder"), [(4, 32), (6, 32), (4, 64)])
-def test_an_autoencoder_begins_from_its_authors_checkpoint(tmp_path: Path, side: int, decoder: int) -> None:
-    state = _authors(side=side, decoder=decoder)
+@pytest.mark.parametrize(("side", "decoder"), [(4, 32), (6, 32), (4, None)])
+def test_an_autoencoder_begins_from_its_authors_checkpoint(tmp_path: Path, side: int, decoder: int | None) -> None:
+    state = _authors(side=side, decoder=decoder or 32)
+    if decoder is None:  # the encoder alone, as they publish it for fine-tuning
+        state = {name: value for name, value in state.items() if not name.startswith(("decoder", "mask_token"))}
     save_file(state, tmp_path / "mae.safetensors")
     model = MaskedAutoencoder("test_vit", 32, 8, decoder_width=32, decoder_depth=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -171,8 +173,8 @@ def test_an_autoencoder_begins_from_its_authors_checkpoint(tmp_path: Path, side:
     assert torch.equal(found["encoder.blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
     assert torch.equal(found["encoder.pos_embed"], state["pos_embed"]) == (side == 4)  # others are interpolated
     assert not torch.equal(found["encoder.pos_embed"], before["encoder.pos_embed"])
-    taken = torch.equal(found["mask_token"], state["mask_token"]) if decoder == 32 else False
-    assert taken == (decoder == 32) != torch.equal(found["mask_token"], before["mask_token"])
+    wanted = before if decoder is None else state
+    assert torch.equal(found["mask_token"], wanted["mask_token"])
     assert torch.equal(found["decoder_pos_embed"], before["decoder_pos_embed"])
 
 
@@ -190,6 +192,13 @@ def test_a_checkpoint_of_another_width_or_patch_is_refused_with_the_figure(
     save_file(_authors(), tmp_path / "mae.safetensors")
     model = MaskedAutoencoder(name, 32, patch_size, decoder_width=32, decoder_depth=1)
     with pytest.raises(ValueError, match=words):
+        begin_from(model, tmp_path / "mae.safetensors")
+
+
+def test_a_decoder_of_another_width_is_refused_with_what_to_set(tmp_path: Path) -> None:
+    save_file(_authors(decoder=64), tmp_path / "mae.safetensors")
+    model = MaskedAutoencoder("test_vit", 32, 8, decoder_width=32, decoder_depth=1)
+    with pytest.raises(ValueError, match=r"got one 64 wide and 1 deep .*; set fit\.mae\.decoder_width=64 fit"):
         begin_from(model, tmp_path / "mae.safetensors")
 
 

@@ -27,7 +27,7 @@ import torch
 
 from factory import phantom, records
 from factory.corpora import isic2017
-from factory.fits.distill import DistillObjective, load_student
+from factory.fits.distill import DistillObjective, load_classifier
 from factory.fits.examples import ImageExamples, accepted_rows, image_bytes
 from factory.fits.finetune import FinetuneObjective
 from factory.fits.loop import train
@@ -130,7 +130,7 @@ class Seed:
 
     def taught_by(self, start: str) -> dict[str, float]:
         """The scores of a teacher."""
-        return scores(answers(load_student(self.teacher(start)), self.held_out), self.held_out)
+        return scores(answers(load_classifier(self.teacher(start)), self.held_out), self.held_out)
 
     def result(self, arm: str) -> dict[str, Any]:
         """The scores of an arm, by what was tested."""

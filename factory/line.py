@@ -257,10 +257,12 @@ def verify_release(run: Run) -> list[str]:
 def base_parents(recipe: Recipe) -> list[Any]:
     """The base weights, as parents whose licence binds what they made."""
     from factory.release.licences import Parent
+    from factory.runtime.licences import UNKNOWN, of_base
     from factory.runtime.weights import STARTER_LICENCE
 
-    starter = recipe.synthesize.weights == "starter"
-    return [Parent("weights", recipe.synthesize.weights, STARTER_LICENCE if starter else "")]
+    base = recipe.synthesize.weights
+    stated = STARTER_LICENCE if base == "starter" else of_base(base)
+    return [Parent("weights", base, "" if stated == UNKNOWN else stated)]
 
 
 def alarms_of(run: Run) -> list[Alarm]:

@@ -1,7 +1,8 @@
 """The one sentence: what a caption says of an image is what a prompt asks of a generator, in the same words.
 
 The prefix is the one DermaFlux's released demo was trained with; the ABC words follow its instruction ("asymmetry,
-border irregularity, and color"). Sizes are never stated: without a scale in the image they would be invented.
+border irregularity, and color"). No size in millimetres is stated: without a scale in the image it would be invented;
+the extended bank says what share of the view a lesion takes.
 
     This photo depicts a malignant lesion. Here's a description of the mole: melanoma on tan skin, high asymmetry,
     medium border irregularity, colors light-brown, dark-brown and black.

@@ -83,7 +83,7 @@ class SynthesizeSection(Section):
     """How the plan is carried out."""
 
     weights: str = "starter"  # `starter`, or a diffusers directory
-    adapter: str | None = None  # a name under RUN/weights, or a LoRA directory; None uses the newest fit, if any
+    adapter: str | None = None  # a name under RUN/weights, a LoRA directory or file, `none`; null: the family's own fit
     slots: Annotated[int, Field(ge=1, le=512)] = 16
     num_actors: Count | None = None  # None: from what the cluster has
     num_threads: Count = 1

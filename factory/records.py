@@ -153,6 +153,12 @@ SCHEMAS: dict[str, pa.Schema] = {
     "captions": CAPTIONS, "backgrounds": BACKGROUNDS, "plan": PLAN, "samples": SAMPLES,
 }  # fmt: skip
 
+# The verb of the `factory` command that makes each of them.
+MADE_BY: dict[str, str] = {
+    **dict.fromkeys(("listing", "intake", "embeddings", "copies", "corpus"), "ingest"), "captions": "caption",
+    "backgrounds": "plan", "plan": "plan", "samples": "synthesize",
+}  # fmt: skip
+
 
 def digest(*parts: object) -> str:
     """32 hex digits of SHA-256 over the parts, separated so that ("ab", "c") and ("a", "bc") differ."""

@@ -35,7 +35,6 @@ __all__ = [
 ]  # fmt: skip
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
-_COMMANDS = {"backgrounds": "plan", "corpus": "ingest", "captions": "caption", "samples": "synthesize"}
 
 
 class UnsealedTable(ValueError):
@@ -404,7 +403,8 @@ class Table:
 
     @property
     def _command(self) -> str:
-        return f"run `factory {_COMMANDS.get(self.name, self.name)} --run {self.store.uri}` to make the rest of it"
+        verb = records.MADE_BY.get(self.name, self.name)
+        return f"run `factory {verb} --run {self.store.uri}` to make the rest of it"
 
     @property
     def _remedy(self) -> str:

@@ -34,6 +34,7 @@ SKIN_TYPE_WORDS: dict[str, tuple[str, ...]] = {
     "fst": SKIN_TYPES, "ddi": ("12", "34", "56"), "milk10k": ("0", "1", "2", "3", "4", "5"), "ita": SKIN_TYPES,
 }  # fmt: skip
 SKIN_TYPE_SCALES: tuple[str, ...] = tuple(SKIN_TYPE_WORDS)
+FITZPATRICK_SCALES: tuple[str, ...] = ("fst", "ita")  # those whose words are I to VI
 
 MODALITIES: tuple[str, ...] = ("dermoscopic", "clinical", "tbp_tile", "colonoscopy", "fundus")
 # How a diagnosis was confirmed.
@@ -79,6 +80,14 @@ def skin_type_of_ita(ita: float) -> str:
         if ita > bound:
             return name
     return SKIN_TYPES[-1]
+
+
+def fitzpatrick(skin_type: str | None, scale: str | None, ita: float | None) -> str | None:
+    """I to VI of a corpus row: what is published where that is on this scale, else the band of the measured angle; None
+    where neither is known. No other scale is turned into this one."""
+    if skin_type is not None and scale in FITZPATRICK_SCALES:
+        return skin_type
+    return None if ita is None else skin_type_of_ita(ita)
 
 
 def nearest(word: str, vocabulary: Iterable[str]) -> str | None:

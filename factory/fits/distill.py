@@ -111,7 +111,7 @@ class DistillObjective:
         s, size = self.section, self.images.image_size
         begun = None if s.student_weights is None else checkpoint_at(s.student_weights, "fit.distill.student_weights")
         student = _seeded(s.seed, s.student, len(self.classes), size, begun)
-        teacher = self._teacher() if s.teacher is None else load_student(self.encoder)
+        teacher = self._teacher() if s.teacher is None else load_classifier(self.encoder)
         if s.targets == "whole_image":
             asked = Teacher(teacher.to(_device()), size)
             self.images.also["teacher"] = kept_answers(asked, self.images.encoded, self.store)
@@ -194,9 +194,9 @@ class DistillObjective:
 
     def load(self, directory: Path) -> TeacherStudent:
         """The teacher and student that `save` wrote."""
-        student = load_student(directory)
+        student = load_classifier(directory)
         if self.section.teacher is not None:
-            return TeacherStudent(load_student(self.encoder), student)
+            return TeacherStudent(load_classifier(self.encoder), student)
         teacher = TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
         return TeacherStudent(teacher.load(directory / TEACHER), student)
 
@@ -205,7 +205,7 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_student(directory: Path) -> Normalised:
+def load_classifier(directory: Path) -> Normalised:
     """The classifier that a distillation or a fine-tuning saved: pixels (B, 3, S, S) in [0, 1] -> logits over its
     card's `classes`."""
     card = read_card(directory)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory.fits.card import checkpoint_at, digest_of, read_card, write_card
-from factory.fits.distill import diagnosed, load_student, save_timm
+from factory.fits.distill import diagnosed, load_classifier, save_timm
 from factory.fits.examples import ImageExamples, augment
 from factory.fits.mixing import mixed
 from factory.fits.objective import Examples, RowNoise
@@ -113,7 +113,7 @@ class FinetuneObjective:
 
     def load(self, directory: Path) -> Normalised:
         """The classifier that `save` wrote."""
-        return load_student(directory)
+        return load_classifier(directory)
 
 
 def finetune_objective(

@@ -33,7 +33,7 @@ from factory.fits.distill import (
     TEACHER,
     DistillObjective,
     TeacherObjective,
-    load_student,
+    load_classifier,
     save_timm,
 )
 from factory.fits.examples import ImageExamples
@@ -167,7 +167,7 @@ class Sweep:
         path = self._path(cell)
         if not self.store.exists(path):
             fitted = self._network(cell)
-            model = load_student(fitted).to(self.worker.device)
+            model = load_classifier(fitted).to(self.worker.device)
             made = cell.data == DATA[1]
             result = asdict(cell) | {
                 "metrics": scores(answers(model, self.rows.test), self.rows.test), "steps": read_card(fitted)["steps"],

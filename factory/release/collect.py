@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from factory.records import ACCEPTED, REJECTED, accepted
+from factory.records import ACCEPTED, MADE_BY, REJECTED, accepted
 from factory.release import licences
 from factory.release.corpus.facts import COLUMNS, CorpusFacts, of_run
 from factory.release.pictures import stratified
@@ -34,9 +34,9 @@ from factory.tables import Table
 
 # What makes each input, after `factory` and before `--run RUN`.
 COMMANDS: dict[str, str] = {
-    "corpus": "ingest", "captions": "caption", "plan": "plan", "samples": "synthesize", "fits": "fit lora",
-    "worth": "evaluate worth", "gate": "evaluate gate", "caption_accuracy": "evaluate captions",
-    "near_copies": "evaluate near_copies", "caption_review": "evaluate captions --reviews FILE_OR_FOLDER",
+    **MADE_BY, "fits": "fit lora", "worth": "evaluate worth", "gate": "evaluate gate",
+    "caption_accuracy": "evaluate captions", "near_copies": "evaluate near_copies",
+    "caption_review": "evaluate captions --reviews FILE_OR_FOLDER",
 }  # fmt: skip
 
 SWEEPS = ("lab/theta_sweep.json", "lab/prompt_banks.json")

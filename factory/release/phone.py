@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from factory import images, records, taxonomy
 from factory.fits.card import digest_of
-from factory.fits.distill import load_student
+from factory.fits.distill import load_classifier
 from factory.fits.examples import image_bytes, training_rows, with_images
 from factory.models import export, int8
 from factory.models.classifier import is_vit
@@ -58,7 +58,7 @@ def export_weights(
         )
     name = _weights_named(run, name)
     card = run.card(name)
-    size, model = int(card["image_size"]), load_student(run.weights_dir(name))
+    size, model = int(card["image_size"]), load_classifier(run.weights_dir(name))
     corpus = run.table("corpus").read(["image", "diagnosis", "split", "outcome"])
     held_out, known = (
         _pixels(_validation_rows(corpus), size, CHECKED),

@@ -170,7 +170,7 @@ class SynthesizeUnit(UnitStage):
     def _fell(self, units: Sequence[int], error: Exception) -> None:
         """An error ended units that were drawn together. It counts if there was but one, and else when it is met again
         by one of them alone; what did not fit into memory is drawn with fewer slots first."""
-        from factory.stages.synthesize import breaks_the_device, is_out_of_memory
+        from factory.models.device_errors import breaks_the_device, is_out_of_memory
 
         trace = "".join(traceback.format_exception(error))
         begun = [self._begun.pop(unit) for unit in units if unit in self._begun]
@@ -195,7 +195,7 @@ class SynthesizeUnit(UnitStage):
 
     def _apart(self, unit: int, planned: list[dict[str, Any]]) -> tuple[pa.Table, str]:
         """A unit's rows, drawn by the first attempt that comes to its end, or all of them failed."""
-        from factory.stages.synthesize import breaks_the_device
+        from factory.models.device_errors import breaks_the_device
 
         attempt = self.begin(unit)
         while attempt.spent < self.section.max_attempts:

@@ -40,7 +40,8 @@ class FindBackgrounds:
         return [self._found(row) for row in rows if row["outcome"] == records.ACCEPTED and row["split"] == "train"]
 
     def _found(self, row: Row) -> Row:
-        found: Row = {name: row[name] for name in ("record_id", "diagnosis")} | {"skin_type": _skin_type(row)}
+        found: Row = {name: row[name] for name in ("record_id", "diagnosis")}
+        found["skin_type"] = taxonomy.fitzpatrick(row["skin_type"], row["skin_type_scale"], row["ita"])
         if not row["mask"]:
             return found | {"outcome": records.REJECTED, "reason": NO_MASK}
         rgb, mask = read_png(row["image"]["bytes"]), read_mask(row["mask"]["bytes"])
@@ -51,13 +52,6 @@ class FindBackgrounds:
             return found | {"outcome": records.REJECTED, "reason": box}
         image = records.image_struct(encode_png(box.of(rgb)), f"{row['record_id']}-normal.png")
         return found | {"image": image, "box": list(box), "outcome": records.ACCEPTED, "reason": None}
-
-
-def _skin_type(row: Row) -> str | None:
-    """I to VI: as published where the scale says so, else by the measured angle; None where nothing is known."""
-    if row["skin_type"] is not None and row["skin_type_scale"] in ("fst", "ita"):
-        return str(row["skin_type"])
-    return None if row["ita"] is None else taxonomy.skin_type_of_ita(row["ita"])
 
 
 def prior_of(rows: Sequence[Row]) -> ShapePrior:

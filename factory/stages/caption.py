@@ -20,8 +20,8 @@ from factory.stages.masks import FoundMask, MaskSource, mask_source
 
 # The corpus columns a row must have.
 READS = (
-    "record_id", "image", "mask", "mask_source", "diagnosis", "skin_type", "diameter_mm", "site", "modality",
-    "vignette", "black_border", "source_width", "source_height", "outcome",
+    "record_id", "image", "mask", "mask_source", "diagnosis", "skin_type", "skin_type_scale", "ita", "diameter_mm",
+    "site", "modality", "vignette", "black_border", "source_width", "source_height", "outcome",
 )  # fmt: skip
 # Those that a model's captions are written with. No size is told to it: a model that states one has made it up.
 READS_BY_MODEL = (*READS, "malignant")
@@ -62,8 +62,9 @@ class CaptionImages:
         found = self._mask(row, rgb)
         square = row["source_width"] == row["source_height"]
         captioner = self._squeezed if square else self.captioner
+        skin_type = taxonomy.fitzpatrick(row["skin_type"], row["skin_type_scale"], row["ita"])
         attributes, sentence, _ = captioner.caption(
-            rgb, found.mask, row["diagnosis"], self.section.label_in_prompt, row["skin_type"], row
+            rgb, found.mask, row["diagnosis"], self.section.label_in_prompt, skin_type, row
         )
         columns = {
             "asymmetry": attributes.asymmetry,

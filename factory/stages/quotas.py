@@ -211,11 +211,11 @@ def _may_be_asked(cell: tuple[str | None, ...], axes: Mapping[str, list[str]]) -
 
 
 def _skin_types(rows: pa.Table) -> pa.Array:
-    """I to VI as `stages/backgrounds` reads it: as published where the scale says so, else by the measured angle."""
+    """`taxonomy.fitzpatrick` of many rows."""
     ita = rows["ita"].to_numpy(zero_copy_only=False).astype(np.float64)
     below = (ita[:, None] <= np.asarray(taxonomy.ITA_BOUNDS)).sum(axis=1)
     measured = pa.array(np.asarray(taxonomy.SKIN_TYPES, dtype=object)[below], pa.string(), mask=np.isnan(ita))
-    stated = pc.fill_null(pc.is_in(rows["skin_type_scale"], pa.array(["fst", "ita"])), False)
+    stated = pc.fill_null(pc.is_in(rows["skin_type_scale"], pa.array(taxonomy.FITZPATRICK_SCALES)), False)
     stated = pc.and_(stated, pc.is_valid(rows["skin_type"]))
     return pc.if_else(stated, rows["skin_type"], pa.chunked_array([measured]))
 

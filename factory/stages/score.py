@@ -1,7 +1,8 @@
 """The gate's judgement: image latents and the mask that goes with them in, scores and one verdict each out.
 
 Scores are facts and are kept whatever the verdict; the verdict is the policy's (`quality/policy.py`). The segmenter
-never sees the mask it is compared with. No Ray here: `runtime/serve.py` puts this class behind a handle and HTTP.
+never sees the mask it is compared with. No Ray here: `runtime/serve.py` puts this class behind a
+handle, and `gateway/` that behind HTTP.
 """
 
 from __future__ import annotations

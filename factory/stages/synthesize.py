@@ -26,6 +26,7 @@ import torch
 from factory import records
 from factory.images import RGB, encode_mask, encode_png, read_mask, read_png, resized
 from factory.models.denoiser import Denoiser, InContext
+from factory.models.device_errors import is_out_of_memory
 from factory.models.families import load_denoiser
 from factory.models.kept_prompts import KeptPrompts
 from factory.models.placement import gpu_at_hand, placement
@@ -315,19 +316,6 @@ class _OfOneSize:
 
 def _size(row: Row) -> tuple[int, int]:
     return row["width"], row["height"]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is of memory that was not to be had, on a GPU or in torch's or Python's own allocator."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def breaks_the_device(error: BaseException) -> bool:
-    """Whether an error leaves the process with a GPU that answers every further call with it."""
-    return isinstance(error, torch.AcceleratorError)
 
 
 def background_of(row: Row) -> RGB:

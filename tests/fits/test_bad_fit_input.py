@@ -199,3 +199,17 @@ def test_a_refused_fit_leaves_the_base_and_earlier_weights_as_they_were(bases: d
     with pytest.raises(ValueError, match="prediction_type must be"):
         JointDenoiser.load(other, tmp_path / "lora")
     assert [tree_digest(folder) for folder in (bases["joint"], tmp_path / "lora")] == kept
+
+
+def test_half_a_checkpoint_is_told_in_one_sentence(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from factory.fits.card import checkpoint_at
+
+    whole = tmp_path / "whole.safetensors"
+    save_file({"a": torch.zeros(100)}, whole)
+    assert checkpoint_at(str(whole), "fit.mae.weights") == whole
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(whole.read_bytes()[:120])
+    with pytest.raises(ValueError, match=r"fit\.mae\.weights must be a whole .* of 120 bytes \(.*\); copy it again"):
+        checkpoint_at(str(half), "fit.mae.weights")

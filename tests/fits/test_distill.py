@@ -11,7 +11,7 @@ import torch
 
 from factory import images, phantom, records
 from factory.fits.card import read_card
-from factory.fits.distill import DistillObjective, distill_objective, load_student, retained
+from factory.fits.distill import DistillObjective, distill_objective, load_classifier, retained
 from factory.fits.examples import ImageExamples
 from factory.fits.loop import train
 from factory.fits.mae import MaeObjective
@@ -115,7 +115,7 @@ def test_student_and_teacher_come_back_as_timm_directories(encoder: Path, corpus
     expected = model(pixels)
     for found, logits in zip(objective.load(tmp_path).eval()(pixels), expected, strict=True):
         torch.testing.assert_close(found, logits)
-    torch.testing.assert_close(load_student(tmp_path)(pixels), expected[0])
+    torch.testing.assert_close(load_classifier(tmp_path)(pixels), expected[0])
     for directory, wrapped, logits in (
         (tmp_path, model.student, expected[0]),
         (tmp_path / "teacher", model.teacher, expected[1]),

@@ -203,7 +203,7 @@ def test_the_learning_rate_warms_up_and_a_cosine_ends_near_zero() -> None:
 def test_a_loss_that_is_not_finite_stops_the_fit_and_says_where(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"must stay finite, got (nan|inf) at step 4; fit anew with a lower learning_rate: no checkpoint yet",
+        match=r"must stay finite, got (nan|inf) at step 4; fit anew with a lower learning_rate: no checkpoint was",
     ):
         train(FitLine(spoil_at=3), SECTION, tmp_path)
 

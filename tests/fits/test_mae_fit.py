@@ -188,3 +188,21 @@ def test_the_model_at_step_zero_is_a_function_of_the_seed() -> None:
 def test_a_directory_without_a_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be a directory with a card\.json"):
         read_card(tmp_path)
+
+
+def test_biases_and_norms_are_fitted_without_weight_decay(tables: tuple[Table, Table]) -> None:
+    objective = mae_objective(SECTION, *tables)
+    model = objective.build()
+    free, decayed = sorted(objective.parameter_groups(model), key=lambda group: group["weight_decay"])
+    assert free["weight_decay"] == 0 and decayed["weight_decay"] == SECTION.weight_decay
+    assert {value.ndim for value in free["params"]} == {1} and min(value.ndim for value in decayed["params"]) >= 2
+    assert len(free["params"]) + len(decayed["params"]) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_gradients_may_go_unclipped(tables: tuple[Table, Table], tmp_path: Path) -> None:
+    ends = []
+    for name, clip in (("clipped", 1e-6), ("loose", 1e6), ("not", None)):
+        section = SECTION.model_copy(update={"clip_norm": clip, "steps": 2})
+        ends.append(train(mae_objective(section, *tables), section, tmp_path / name).state_dict())
+    weight = "model.decoder_pred.weight"
+    assert torch.equal(ends[1][weight], ends[2][weight]) and not torch.equal(ends[0][weight], ends[2][weight])

@@ -499,3 +499,10 @@ def test_what_an_older_version_wrote_with_fewer_columns_is_read_and_not_gone_on_
         table.read(["nowhere"])
     with pytest.raises(StaleTable, match="begun by a version with other columns; go on with that version, or begin"):
         table.require({"a": "1"})
+
+
+def test_every_table_names_the_verb_of_the_command_that_makes_it() -> None:
+    from factory.cli import app
+
+    assert set(records.MADE_BY) == set(records.SCHEMAS)
+    assert set(records.MADE_BY.values()) <= {command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ import torch
 from tiny_dermae import CLASSES, FIT, SECTION
 
 from factory import records
-from factory.fits.distill import load_student
+from factory.fits.distill import load_classifier
 from factory.lab import dermae
 from factory.lab.dermae_rows import rows_of
 from factory.lab.intervals import over_seeds
@@ -168,7 +168,7 @@ def test_mae_begins_where_the_random_arm_begins_and_moves_and_a_student_keeps_no
     moved = (before["blocks.0.mlp.fc1.weight"] - after["blocks.0.mlp.fc1.weight"]).abs().max()
     assert 0 < float(moved) < 0.01  # two steps from the same random weights
     (taught,) = fits.glob("taught-small-real-given-s0-*")
-    assert load_student(taught / "weights")(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    assert load_classifier(taught / "weights")(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
 def test_another_number_of_seeds_keeps_the_cells_and_another_recipe_does_not(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +112,30 @@ def test_cost_sees_attention() -> None:
     patches = 2 * 16 * vit.embed_dim * 3 * 64
     attention = len(vit.blocks) * 2 * 2 * 17 * 17 * vit.embed_dim
     assert with_attention == linears + patches + attention
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "words"),
+    [
+        (
+            "test_vit2",
+            32,
+            {"patch_size": 8, "global_pool": "token"},
+            "test_vit2 must be .*global_pool=token",
+        ),
+        ("deit_tiny_distilled_patch16_224", 32, {}, "must be built with .*, which timm refuses"),
+        ("test_vit", 36, {"patch_size": 8}, "image_size must be a multiple of patch_size, got 36 and 8"),
+        ("test_vit", 8, {"patch_size": 16}, "image_size must be at least a patch, got 8 and patch_size 16"),
+    ],
+)
+def test_what_timm_cannot_build_or_would_not_see_whole_is_refused(
+    name: str, size: int, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_classifier(name, 3, size, **options)
+
+
+def test_features_of_a_head_that_is_no_linear_layer_are_refused_in_one_sentence() -> None:
+    teacher, student = build_classifier("test_vit", 3, 32, patch_size=8), build_classifier("levit_128s", 3, 224)
+    with pytest.raises(ValueError, match=r"feature_weight must be 0 for Levit\w*, whose head is a \w+ and no linear"):
+        TeacherStudent(teacher, student, features=True)

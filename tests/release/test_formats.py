@@ -207,3 +207,31 @@ def test_an_accepted_sample_without_an_image_is_refused(tmp_path: Path) -> None:
 def test_released_images_open_in_pillow_with_their_packet(release: Release) -> None:
     with Image.open(io.BytesIO(_rows(release)[0]["image"]["bytes"])) as image:
         assert "trainedAlgorithmicMedia" in image.info["XML:com.adobe.xmp"]
+
+
+@pytest.mark.parametrize(
+    ("generator", "has_mask", "words"),
+    [
+        ("joint", True, "drew image and mask of each planned sample"), ("inpaint", True, "inside each planned mask"),
+        ("flux", False, "A text-conditioned rectified flow"),
+        ("class_conditional", False, "conditioned on the diagnosis alone, and on no words"),
+    ],
+)  # fmt: skip
+def test_the_card_says_how_samples_of_each_generator_came_to_be(
+    release: Release, run: TinyRun, generator: str, has_mask: bool, words: str
+) -> None:
+    from dataclasses import replace
+
+    from factory.release.counts import Funnel
+    from factory.release.provenance import run_facts
+    from factory.storage import open_store
+
+    facts = run_facts(open_store(str(run.path)))
+    gate = {"min_iou": 0.7, "max_hausdorff_px": 9.0, "theta_by_area": [[0.02, 0.6], [1.0, 0.75]]}
+    told = facts.recipe | {"plan": {"generator": generator}, "gate": gate}
+    funnel = Funnel(planned=1, accepted=1, rejected={}, failed={})
+    text = card.render_card(replace(facts, recipe=told), SECTION, release.shards, release.verdict, funnel)
+    assert words in text and ("its lesion mask" in text) == ('["mask"]' in text) == has_mask
+    assert ("There are no masks" in text) == (not has_mask) == ("expected IoU" not in text)
+    assert "boundary distance (px) at most 9" in text
+    assert ("0.6 up to 0.02 of the image, 0.75 up to 1 of the image" in text) == has_mask

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from tiny_run import corpus_rows
 from typer.testing import CliRunner
 
-from factory import records
+from factory import images, records
 from factory.cli import app
 from factory.fits.card import digest_of, write_card
-from factory.fits.distill import load_student
+from factory.fits.distill import load_classifier
 from factory.models import export, int8
 from factory.models.classifier import build_classifier
 from factory.models.student import cost
@@ -96,7 +96,7 @@ def test_onnx_answers_as_its_original_at_any_batch_size(
     run: Run, exported: dict[str, Path], name: str, uint8: bool
 ) -> None:
     pixels = _validation(run, uint8)
-    expected = export.original(load_student(run.weights_dir(name)), uint8)(pixels)
+    expected = export.original(load_classifier(run.weights_dir(name)), uint8)(pixels)
     for count in (1, 3, 8):
         np.testing.assert_allclose(export.opened(exported[name])(pixels[:count]), expected[:count], atol=1e-5)
     assert len(set(expected.argmax(1))) > 1  # the verdicts say something
@@ -124,7 +124,7 @@ def test_pt2_answers_as_its_original_and_carries_its_metadata(run: Run, tmp_path
     torch.export.load(out, extra_files=inside)
     assert json.loads(inside[export.METADATA])["classes"] == CLASSES
     pixels = _validation(run, True)
-    expected = export.original(load_student(run.weights_dir(VIT)), True)(pixels)
+    expected = export.original(load_classifier(run.weights_dir(VIT)), True)(pixels)
     np.testing.assert_allclose(export.opened(out)(pixels[:5]), expected[:5], atol=1e-6)
     card = json.loads((tmp_path / "m.pt2.card.json").read_text())
     assert card["digest"] == digest_of(out) and card["checked"]["num_images"] == 8
@@ -146,7 +146,7 @@ def test_int8_of_a_vit_computes_its_linear_layers_in_eight_bits(
     assert card["num_calibration"] == 16  # the training images
     assert 0 < card["checked"]["max_difference"] <= card["bound"]["max_difference"] == 0.15
     assert card["bound"]["min_agreement"] == 0.98
-    linear = sum(isinstance(one, torch.nn.Linear) for one in load_student(run.weights_dir(VIT)).modules()) - 1
+    linear = sum(isinstance(one, torch.nn.Linear) for one in load_classifier(run.weights_dir(VIT)).modules()) - 1
     assert card["layers"] == {"computed_in_int8": linear, "stored_in_int8": 1, "float32": 1}  # patches, head
     graph = onnx.load(str(small))
     made = {out: node.op_type for node in graph.graph.node for out in node.output}
@@ -171,7 +171,7 @@ def test_int8_of_a_cnn_only_stores_its_larger_weights_in_eight_bits(
     card = json.loads((tmp_path / "s.onnx.card.json").read_text())
     weights = [
         one.weight.numel()
-        for one in load_student(run.weights_dir(STUDENT)).modules()
+        for one in load_classifier(run.weights_dir(STUDENT)).modules()
         if isinstance(one, (torch.nn.Conv2d, torch.nn.Linear))
     ]
     large = sum(count >= int8.SMALLEST for count in weights)
@@ -196,7 +196,7 @@ def test_a_weight_is_rounded_by_its_largest_of_each_output_channel() -> None:
 
 @with_onnx
 def test_a_network_that_eight_bits_would_break_is_computed_in_float(run: Run, tmp_path: Path) -> None:
-    model = load_student(run.weights_dir(VIT))
+    model = load_classifier(run.weights_dir(VIT))
     with torch.no_grad():
         for block in model.model.blocks:  # one place a thousand times as large as the others, and as little heard
             block.norm2.weight[0] *= 1e4
@@ -214,7 +214,7 @@ def test_a_network_that_eight_bits_would_break_is_computed_in_float(run: Run, tm
 def test_int8_for_gpus_is_a_program_that_another_process_loads(run: Run, tmp_path: Path) -> None:
     out = phone.export_weights(run, VIT, "int8", tmp_path / "m.pt2", echo=lambda line: None)
     card = json.loads((tmp_path / "m.pt2.card.json").read_text())
-    linear = sum(isinstance(one, torch.nn.Linear) for one in load_student(run.weights_dir(VIT)).modules()) - 1
+    linear = sum(isinstance(one, torch.nn.Linear) for one in load_classifier(run.weights_dir(VIT)).modules()) - 1
     assert card["layers"] == {"computed_in_int8": linear, "stored_in_int8": 0, "float32": 2}
     assert card["num_calibration"] == 0 and card["opset"] is None
     assert 0 < card["checked"]["max_difference"] < card["bound"]["max_difference"]
@@ -232,7 +232,7 @@ def test_int8_for_gpus_is_a_program_that_another_process_loads(run: Run, tmp_pat
     )
     files = [str(out), str(tmp_path / "pixels.npy"), str(tmp_path / "answer.npy")]
     subprocess.run([sys.executable, "-c", script, *files], check=True, capture_output=True)
-    expected = export.original(load_student(run.weights_dir(VIT)), True)(pixels)
+    expected = export.original(load_classifier(run.weights_dir(VIT)), True)(pixels)
     np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=0.05)
 
 
@@ -253,7 +253,7 @@ def test_an_export_that_differs_is_refused_with_the_figure_and_leaves_nothing(ru
 
 def test_another_model_and_one_without_numbers_are_told_from_the_original(run: Run) -> None:
     pixels, bound = _validation(run, True), export.BOUNDS["pt2"]
-    student, vit = (export.original(load_student(run.weights_dir(name)), True) for name in (STUDENT, VIT))
+    student, vit = (export.original(load_classifier(run.weights_dir(name)), True) for name in (STUDENT, VIT))
     found = export.compared(student, vit, pixels)
     by_hand = np.abs(student(pixels) - vit(pixels)).max()
     assert found["max_difference"] == pytest.approx(float(by_hand))
@@ -283,7 +283,7 @@ def test_the_example_needs_neither_torch_nor_the_factory(
     shares = {line.split()[1]: float(line.split("%")[0]) / 100 for line in told.stdout.splitlines()}
     image = Image.open(io.BytesIO(picture.read_bytes()))
     assert image.size == (48, 48)  # so it was reduced, by Pillow there and by the factory here
-    expected = export.original(load_student(run.weights_dir(name)), uint8)(_validation(run, uint8)[:1])[0]
+    expected = export.original(load_classifier(run.weights_dir(name)), uint8)(_validation(run, uint8)[:1])[0]
     assert [shares[name] for name in CLASSES] == pytest.approx(expected.tolist(), abs=0.05)
 
 
@@ -314,3 +314,29 @@ def test_int8_without_training_images_is_refused(tmp_path: Path) -> None:
     model = build_classifier("mobilenetv3_small_050", 2, 32)
     with pytest.raises(ValueError, match="int8 must be calibrated on training images, got none"):
         export.export(model, "int8", tmp_path / "m.onnx", 32, {}, calibration=np.zeros((0, 32, 32, 3), np.uint8))
+
+
+def test_the_example_shows_a_model_the_pixels_that_training_does(tmp_path: Path) -> None:
+    import runpy
+
+    upright = runpy.run_path(str(ROOT / "examples" / "phone.py"))["upright_rgb"]
+    rng = np.random.default_rng(0)
+    pixels, clear = rng.integers(0, 256, (40, 30, 3), np.uint8), rng.integers(0, 256, (40, 30), np.uint8)
+    turned = Image.Exif()
+    turned[274] = 6  # the camera was held upright
+    pictures = {
+        "plain.png": (Image.fromarray(pixels), {}), "turned.jpg": (Image.fromarray(pixels), {"exif": turned}),
+        "clear.png": (Image.fromarray(np.dstack([pixels, clear])), {}), "grey.png": (Image.fromarray(clear), {}),
+        "deep.png": (Image.fromarray(clear.astype(np.uint16) * 257), {}),
+    }  # fmt: skip
+    for name, (picture, options) in pictures.items():
+        picture.save(tmp_path / name, **options)
+        found = np.asarray(upright(Image.open(tmp_path / name))).astype(int)
+        wanted = images.decode_rgb((tmp_path / name).read_bytes(), name).astype(int)
+        assert found.shape == wanted.shape and np.abs(found - wanted).max() <= 1, name
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "efficientvit_m0", "mobilenetv3_small_050"])
+def test_the_cost_of_any_student_is_counted_at_both_sizes(name: str) -> None:
+    found = phone._costs(build_classifier(name, 3, 64), {"architecture": name, "classes": ["a", "b", "c"]}, 64)
+    assert [one["image_size"] for one in found] == [64, 224] and found[0]["flops"] < found[1]["flops"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_run import captioned_run, corpus_rows
 from tiny_sd import save_pipeline
@@ -138,3 +139,18 @@ def test_weights_of_a_version_that_lacked_a_field_are_those_of_its_default(run: 
     assert fit._same(masked, masked, MaeSection()) and not fit._same(older_mae, masked, MaeSection())  # it was 0.999
     older["section"]["gone"] = 1  # a field that this version does not know may have meant anything
     assert not fit._same(older, inputs, wanted.fit.lora)
+
+
+def test_what_an_encoder_begins_from_binds_it(run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    public, weights = tmp_path / "public", tmp_path / "weights"
+    for folder in (public, weights):
+        folder.mkdir()
+        save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    (public / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    for named, licence in ((None, ""), (public / "model.safetensors", " AND cc-by-nc-4.0")):
+        wanted = recipe.load(None, [] if named is None else [f"fit.mae.weights={named}"])
+        fit._complete_card(run, wanted, "mae", weights, {})
+        card = json.loads((weights / "card.json").read_text())
+        assert card["licence"] == "Apache-2.0 AND CC-BY-4.0" + licence + " AND unknown"

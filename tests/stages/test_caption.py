@@ -191,3 +191,17 @@ def test_an_image_without_a_lesion_to_measure_still_has_its_words() -> None:
     row = corpus()[0] | {"image": {"bytes": plain, "path": "x.png"}, "mask": None, "mask_source": None}
     _, (made,) = described(BY_MODEL, [row], Answer(PROSE))
     assert made["outcome"] == "accepted" and made["asymmetry"] is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "stated"), [("ddi", "12"), ("milk10k", "3"), ("fst", "V"), ("ita", "II"), (None, None)]
+)
+def test_a_skin_type_of_any_scale_is_captioned_and_none_is_turned_into_another(
+    scale: str | None, stated: str | None
+) -> None:
+    row = corpus()[0] | {"skin_type": stated, "skin_type_scale": scale, "ita": 35.0}
+    (made,) = CaptionImages(CaptionSection())([row])
+    on_this_scale = stated if scale in ("fst", "ita") else "III"  # 35 degrees
+    assert f"on {taxonomy.SKIN_WORDS[str(on_this_scale)]} skin" in made["caption"]
+    (unknown,) = CaptionImages(CaptionSection())([row | {"ita": None}])
+    assert ("skin" in unknown["caption"]) == (scale in ("fst", "ita"))

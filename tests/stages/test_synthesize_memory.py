@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from factory import records
+from factory.models.device_errors import is_out_of_memory
 from factory.models.sampler import Sampled
 from factory.recipe import GateSection, SynthesizeSection
-from factory.stages.synthesize import SynthesizeSamples, is_out_of_memory
+from factory.stages.synthesize import SynthesizeSamples
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
@@ -79,3 +80,4 @@ def test_errors_of_the_real_allocators_are_known() -> None:
             allocate()
         assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))

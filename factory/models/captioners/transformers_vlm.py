@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from factory.models.captioners.protocol import Answer, Request
+from factory.models.device_errors import is_out_of_memory
 from factory.models.weights import tree_digest
 from factory.progress import Stopped
 
@@ -82,7 +83,7 @@ class TransformersCaptioner:
             return self._generated(requests)
         except Exception as error:  # whatever a model's own code raises
             self._last_error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-            problem = "out_of_memory" if _is_out_of_memory(error) else "generation_failed"
+            problem = "out_of_memory" if is_out_of_memory(error) else "generation_failed"
         if problem == "out_of_memory" and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(requests) == 1:
@@ -142,7 +143,3 @@ def _length(request: Request) -> tuple[int, int]:
     """What a request's tokens grow with: the image's pixels, then the prompt's letters."""
     height, width = request.image.shape[:2]
     return height * width, len(request.prompt)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

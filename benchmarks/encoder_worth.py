@@ -27,7 +27,8 @@ import torch
 
 from factory import phantom, records
 from factory.corpora import isic2017
-from factory.fits.distill import DistillObjective, load_classifier
+from factory.fits.classifiers import load_classifier, save_timm
+from factory.fits.distill import DistillObjective
 from factory.fits.examples import ImageExamples, accepted_rows, image_bytes
 from factory.fits.finetune import FinetuneObjective
 from factory.fits.loop import train
@@ -157,7 +158,6 @@ class Seed:
 
     def _save_start(self, directory: Path) -> None:
         from factory.fits.card import write_card
-        from factory.fits.distill import save_timm
 
         torch.manual_seed(self.seed)
         model = build_classifier(STUDENT, len(CLASSES), self.asked.size)

@@ -7,30 +7,28 @@ fit; the loop that called it then trains the student against the frozen teacher.
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory import records
 from factory.fits.card import checkpoint_at, placed, read_card, write_card
-from factory.fits.examples import ImageExamples, accepted_rows, augment, image_bytes, training_rows, with_images
+from factory.fits.classifiers import accuracy, diagnosed, load_classifier, save_timm
+from factory.fits.examples import ImageExamples, augment
 from factory.fits.loop import Progress, Worker, train
 from factory.fits.objective import Examples, RowNoise, decay_groups
 from factory.fits.teaching import Teacher, kept_answers
 from factory.models.classifier import Normalised, build_classifier
 from factory.models.student import TeacherStudent, cost, distillation_loss
 from factory.recipe import DistillSection, FitSection
-from factory.sections.fits import Rare
 from factory.storage import Store
 
 TEACHER = "teacher"
@@ -54,7 +52,7 @@ class TeacherObjective:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], noise: RowNoise) -> dict[str, Tensor]:
         logits = model(augment(batch["image"], noise, MIN_AREA))  # (B, K)
-        return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": _agree(logits.argmax(1), batch["label"])}
+        return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": accuracy(logits, batch["label"])}
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Biases and norms without weight decay."""
@@ -167,8 +165,8 @@ class DistillObjective:
         loss = distillation_loss(student, teacher, labels, s.temperature, s.alpha)
         return further | {
             "loss": loss + s.feature_weight * further["features"] if further else loss,
-            "accuracy": _agree(student.argmax(1), labels),
-            "agreement": _agree(student.argmax(1), teacher.argmax(1)),
+            "accuracy": accuracy(student, labels),
+            "agreement": accuracy(student, teacher.argmax(1)),
         }
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -203,15 +201,6 @@ class DistillObjective:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_classifier(directory: Path) -> Normalised:
-    """The classifier that a distillation or a fine-tuning saved: pixels (B, 3, S, S) in [0, 1] -> logits over its
-    card's `classes`."""
-    card = read_card(directory)
-    weights = directory / "model.safetensors"
-    options = card.get("options", {})
-    return build_classifier(card["architecture"], len(card["classes"]), card["image_size"], weights, **options).eval()
 
 
 def _check_teacher(directory: Path, classes: list[str]) -> None:
@@ -275,87 +264,8 @@ def distill_objective(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Diagnosed:
-    """What a fit that names diagnoses learns from: balanced training images, the classes, and held-out images."""
-
-    examples: ImageExamples
-    classes: list[str]
-    held_out: ImageExamples
-    provenance: dict[str, object]
-
-
-def diagnosed(
-    corpus: pa.Table, samples: pa.Table | None, size: int, *, balanced: bool = True, rare: Rare | None = None
-) -> Diagnosed:
-    """The labelled training images and accepted samples. The classes are those of the corpus's training split, in
-    alphabetical order: samples and validation images of others, and images without one, are left out and counted.
-
-    rare: what becomes of a diagnosis with a single training image, real or made; None: it is learned from. Raises
-    ValueError for one that is refused, and with `refuse` for validation images of a diagnosis that training lacks.
-    """
-    training, validation = training_rows(corpus), corpus.filter(records.accepted("val"))
-    real, made = _labelled(training), _labelled(accepted_rows(samples)) if samples is not None else None
-    counts = Counter(real["diagnosis"].to_pylist())
-    known = set(counts)
-    if made is not None:
-        counts.update(name for name in made["diagnosis"].to_pylist() if name in known)
-    single = [name for name, count in sorted(counts.items()) if count == 1] if rare is not None else []
-    classes = sorted(known - set(single))
-    unknown = Counter(name for name in _labelled(validation)["diagnosis"].to_pylist() if name not in known)
-    if rare == "refuse" and (single or unknown):
-        raise ValueError(_rare(single, unknown))
-    made = real.slice(0, 0) if made is None else made
-    kept = [one.filter(pc.is_in(one["diagnosis"], pa.array(classes, pa.string()))) for one in (real, made)]
-    encoded, names = zip(*((image_bytes(one), one["diagnosis"].to_pylist()) for one in kept), strict=True)
-    examples = ImageExamples(
-        encoded[0] + encoded[1], size, [classes.index(name) for name in names[0] + names[1]], balanced=balanced
-    )
-    held_out = held_out_rows(corpus, classes, size)
-    provenance: dict[str, object] = {
-        "num_real": len(kept[0]), "num_synthetic": len(kept[1]),
-        "licences": sorted(set(kept[0]["licence"].to_pylist()) - {None}),
-        "left_out": {
-            "training_without_diagnosis": len(training) - len(real), "training_of_rare_class": len(real) - len(kept[0]),
-            "samples_of_unknown_class": len(made) - len(kept[1]),
-            "validation_of_unknown_class": len(_labelled(with_images(validation))) - len(held_out),
-        },
-    }  # fmt: skip
-    return Diagnosed(examples, classes, held_out, provenance)
-
-
-def _rare(single: Sequence[str], unknown: Mapping[str, int]) -> str:
-    told = [*(f"1 of {name}" for name in single), *(f"none of {name} ({n} validation)" for name, n in unknown.items())]
-    return (
-        f"each diagnosis must have at least two training images, got {', '.join(told)}; ingest or synthesize more "
-        "of it, or set rare=leave_out in the fit's section."
-    )
-
-
-def held_out_rows(corpus: pa.Table, classes: list[str], size: int, split: str = "val") -> ImageExamples:
-    """The accepted images of a split whose diagnosis is among the classes."""
-    rows = with_images(corpus.filter(records.accepted(split) & pc.field("diagnosis").isin(classes)))
-    return ImageExamples(image_bytes(rows), size, [classes.index(name) for name in rows["diagnosis"].to_pylist()])
-
-
-def _labelled(table: pa.Table) -> pa.Table:
-    return table.filter(pc.is_valid(table["diagnosis"]))
-
-
 def _seeded(seed: int, name: str, num_classes: int, image_size: int, checkpoint: Path | None) -> Normalised:
     """A classifier whose fresh weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_classifier(name, num_classes, image_size, checkpoint)
-
-
-def save_timm(model: Any, directory: Path) -> None:
-    """A Normalised timm model as a timm directory."""
-    from timm.models import save_for_hf
-
-    directory.mkdir(parents=True, exist_ok=True)
-    save_for_hf(model.model, str(directory), safe_serialization=True)
-
-
-def _agree(first: Tensor, second: Tensor) -> Tensor:
-    return (first == second).float().mean()

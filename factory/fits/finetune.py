@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory.fits.card import checkpoint_at, digest_of, read_card, write_card
-from factory.fits.distill import diagnosed, load_classifier, save_timm
+from factory.fits.classifiers import accuracy, diagnosed, load_classifier, save_timm
 from factory.fits.examples import ImageExamples, augment
 from factory.fits.mixing import mixed
 from factory.fits.objective import Examples, RowNoise
@@ -85,7 +85,7 @@ class FinetuneObjective:
         labels = batch["label"]
         if not model.training:
             logits = model(batch["image"].float() / 255)  # (B, K)
-            return {"loss": F.cross_entropy(logits, labels), "accuracy": _agree(logits, labels)}
+            return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
         s = self.section
         pixels = augment(batch["image"], noise, MIN_AREA)  # (B, 3, S, S)
         others = self.examples.batch(noise.integers(len(self.examples)).numpy())
@@ -96,7 +96,7 @@ class FinetuneObjective:
         )  # fmt: skip
         give(model, noise.uniform(max(1, self.paths)).to(pixels.device))
         logits = model(pixels)  # (B, K)
-        return {"loss": F.cross_entropy(logits, targets), "accuracy": _agree(logits, labels)}
+        return {"loss": F.cross_entropy(logits, targets), "accuracy": accuracy(logits, labels)}
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """The classifier as a timm directory with its card."""
@@ -148,7 +148,3 @@ def _patch_size(weights: Path) -> int:
         if PATCHES not in stored.keys():  # noqa: SIM118
             raise ValueError(f"a checkpoint must be of a timm ViT, got {weights} without {PATCHES}; name another file.")
         return int(stored.get_slice(PATCHES).get_shape()[-1])
-
-
-def _agree(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(1) == labels).float().mean()

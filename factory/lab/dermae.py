@@ -29,12 +29,11 @@ from factory import records
 from factory.fits.card import checkpoint_at, placed, read_card, write_card
 from factory.fits.card import digest_of as file_digest
 from factory.fits.checkpoint import FREE
+from factory.fits.classifiers import load_classifier, save_timm
 from factory.fits.distill import (
     TEACHER,
     DistillObjective,
     TeacherObjective,
-    load_classifier,
-    save_timm,
 )
 from factory.fits.examples import ImageExamples
 from factory.fits.finetune import FinetuneObjective

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factory import records
-from factory.fits.distill import Diagnosed, diagnosed, held_out_rows
+from factory.fits.classifiers import Diagnosed, diagnosed, held_out_rows
 from factory.fits.examples import ImageExamples, accepted_rows, image_bytes, training_rows, with_images
 
 REAL, SYNTHETIC = DATA = ("real", "real_synthetic")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from factory import images, records, taxonomy
 from factory.fits.card import digest_of
-from factory.fits.distill import load_classifier
+from factory.fits.classifiers import load_classifier
 from factory.fits.examples import image_bytes, training_rows, with_images
 from factory.models import export, int8
 from factory.models.classifier import is_vit

@@ -11,7 +11,8 @@ import torch
 
 from factory import images, phantom, records
 from factory.fits.card import read_card
-from factory.fits.distill import DistillObjective, distill_objective, load_classifier, retained
+from factory.fits.classifiers import load_classifier
+from factory.fits.distill import DistillObjective, distill_objective, retained
 from factory.fits.examples import ImageExamples
 from factory.fits.loop import train
 from factory.fits.mae import MaeObjective

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from factory import images, phantom, recipe, records
 from factory.fits.card import write_card
-from factory.fits.distill import distill_objective, save_timm
+from factory.fits.classifiers import save_timm
+from factory.fits.distill import distill_objective
 from factory.fits.loop import train
 from factory.fits.objective import RowNoise
 from factory.fits.teaching import Teacher, kept_answers

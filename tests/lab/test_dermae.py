@@ -16,7 +16,7 @@ import torch
 from tiny_dermae import CLASSES, FIT, SECTION
 
 from factory import records
-from factory.fits.distill import load_classifier
+from factory.fits.classifiers import load_classifier
 from factory.lab import dermae
 from factory.lab.dermae_rows import rows_of
 from factory.lab.intervals import over_seeds

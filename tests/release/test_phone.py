@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from factory import images, records
 from factory.cli import app
 from factory.fits.card import digest_of, write_card
-from factory.fits.distill import load_classifier
+from factory.fits.classifiers import load_classifier
 from factory.models import export, int8
 from factory.models.classifier import build_classifier
 from factory.models.student import cost

@@ -15,6 +15,7 @@ import typer
 
 from factory import cli_gate, taxonomy
 from factory import recipe as recipes
+from factory.evaluations import EVALUATIONS
 from factory.progress import Stopped
 from factory.recipe import Recipe
 
@@ -223,12 +224,7 @@ def synthesize(
 
 @app.command()
 def evaluate(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="worth, gate, captions, near_copies, theta-sweep, prompt-banks, validation-noise, dermae-table."
-        ),
-    ],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(EVALUATIONS)}.")],
     run: RunOption,
     others: Annotated[
         list[str] | None,

@@ -21,17 +21,6 @@ from factory import records
 from factory.recipe import Recipe
 from factory.run import Run
 
-EVALUATIONS = (
-    "gate",
-    "captions",
-    "near_copies",
-    "worth",
-    "theta-sweep",
-    "prompt-banks",
-    "validation-noise",
-    "dermae-table",
-)
-
 Echo = Callable[[str], None]
 
 
@@ -43,23 +32,19 @@ def evaluate(
     For `captions`, `others` are runs whose captions are compared with this one's, and `reviews` are raters' files:
     with those nothing is measured anew, they are imported.
     """
-    from factory import study, taxonomy
+    from factory import caption_study, taxonomy
 
     if name != "captions" and (others or reviews):
         raise ValueError(f"--with and --reviews must go with `evaluate captions`, got {name}; leave them out.")
     if others and reviews:
         raise ValueError("--reviews must come without --with, got both; import files on the study that is there.")
     if reviews:
-        return study.import_reviews(run, reviews, echo)
+        return caption_study.import_reviews(run, reviews, echo)
     if name == "captions":
-        _evaluate_captions(run, echo)
+        _evaluate_captions(run, recipe, echo)
         section = recipe.evaluate
-        return study.prepare(run, others, section.caption_images, section.caption_seed, echo)
-    {
-        "gate": _evaluate_gate, "near_copies": _evaluate_near_copies, "worth": _evaluate_worth,
-        "theta-sweep": _evaluate_thetas, "prompt-banks": _evaluate_banks,
-        "validation-noise": _evaluate_noise, "dermae-table": _evaluate_dermae,
-    }[taxonomy.check(name, EVALUATIONS, "evaluate")](run, recipe, echo)  # fmt: skip
+        return caption_study.prepare(run, others, section.caption_images, section.caption_seed, echo)
+    EVALUATIONS[taxonomy.check(name, tuple(EVALUATIONS), "evaluate")](run, recipe, echo)
 
 
 def _evaluate_gate(run: Run, recipe: Recipe, echo: Echo) -> None:
@@ -99,9 +84,9 @@ def local_validator(run: Run, recipe: Recipe) -> Callable[..., list[tuple[str, s
     return validate
 
 
-def _evaluate_captions(run: Run, echo: Echo) -> None:
+def _evaluate_captions(run: Run, recipe: Recipe, echo: Echo) -> None:
     from factory.lab import attributes
-    from factory.lab.truth import captioner_accuracy
+    from factory.lab.caption_truth import captioner_accuracy
 
     measured = run.table("captions").read(["record_id", "outcome", "colors", *attributes.NUMBERS])
     found = attributes.by_diagnosis(measured, run.table("corpus").read(["record_id", "diagnosis"]))
@@ -203,7 +188,7 @@ def preview(recipe: Recipe, name: str, on: str | None, echo: Echo = print) -> No
     """What an evaluation would cost, of those that are long. on: a cluster's YAML; None is what is here."""
     from factory.lab.dermae_cost import cost_lines
     from factory.runtime import cluster
-    from factory.runtime.estimate import here
+    from factory.runtime.plan_cost import here
     from factory.runtime.tasks import workers_of
 
     if name != "dermae-table":
@@ -221,3 +206,10 @@ def _num_accepted(run: Run) -> int:
 
 def _write(run: Run, name: str, result: dict[str, Any]) -> None:
     run.store.replace(f"lab/{name}.json", (json.dumps(result, indent=2, sort_keys=True, default=str) + "\n").encode())
+
+
+EVALUATIONS: dict[str, Callable[[Run, Recipe, Echo], object]] = {
+    "worth": _evaluate_worth, "gate": _evaluate_gate, "captions": _evaluate_captions,
+    "near_copies": _evaluate_near_copies, "theta-sweep": _evaluate_thetas, "prompt-banks": _evaluate_banks,
+    "validation-noise": _evaluate_noise, "dermae-table": _evaluate_dermae,
+}  # fmt: skip

@@ -88,7 +88,7 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print, table: bool = False, clus
     table: whether the cells are told, with their cost on the cluster of a YAML, `cluster`, or on the one at hand.
     """
     from factory.runtime import plan as pipeline
-    from factory.runtime.estimate import estimate
+    from factory.runtime.plan_cost import estimate
 
     pipeline.plan(run, recipe, echo, estimate(run, recipe, cluster) if table else None)
 
@@ -96,7 +96,7 @@ def plan(run: Run, recipe: Recipe, echo: Echo = print, table: bool = False, clus
 def preview(run: Run, recipe: Recipe, cluster: str | None = None, echo: Echo = print) -> None:
     """What `plan` would plan, told and not written."""
     from factory.runtime import plan as pipeline
-    from factory.runtime.estimate import estimate
+    from factory.runtime.plan_cost import estimate
 
     pipeline.preview(run, recipe, estimate(run, recipe, cluster), echo)
 

@@ -31,10 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab": _BELOW_RUNTIME,
     "release": _BELOW_RUNTIME,
     "runtime": _BELOW_RUNTIME | {"gateway"},
-    "study": _BELOW_RUNTIME | {"lab", "release"},  # a step of the line that has a file of its own
-    "evaluations": _BELOW_RUNTIME | {"lab", "release", "runtime", "study"},  # and this one
+    "caption_study": _BELOW_RUNTIME | {"lab", "release"},  # a step of the line that has a file of its own
+    "evaluations": _BELOW_RUNTIME | {"lab", "release", "runtime", "caption_study"},  # and this one
     "line": _BELOW_RUNTIME | {"lab", "release", "runtime", "evaluations"},
-    "cli": _BELOW_RUNTIME | {"lab", "release", "runtime", "line", "cli_gate"},
+    "cli": _BELOW_RUNTIME | {"lab", "release", "runtime", "evaluations", "line", "cli_gate"},
     "cli_gate": _BELOW_RUNTIME | {"gateway", "runtime"},  # a command with commands of its own
 }
 LIGHT = {"ground", "cli", "cli_gate", "evaluations", "line"}  # what is imported before a request is known to be right

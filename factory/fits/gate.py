@@ -3,7 +3,7 @@
 It reads latents of the VAE it will be used with, and is fitted at the noise it will see: clean latents as a finished
 sample has them, and blurred ones as a clean estimate at a checkpoint is. Each phantom is shown in several pictures that
 other cameras and skins would have given (`fits/disturbed.py`). It never sees the generator or its masks. Beside it lie
-an estimator of the true IoU (`fits/estimate.py`) and the shapes that phantoms have (`quality/shape_prior.py`).
+an estimator of the true IoU (`fits/iou_estimator.py`) and the shapes that phantoms have (`quality/shape_prior.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from factory import phantom
 from factory.fits.disturbed import disturbed
-from factory.fits.estimate import agreements, fit_estimator
+from factory.fits.iou_estimator import agreements, fit_estimator
 from factory.fits.joint import ENCODE_BATCH
 from factory.fits.objective import RowNoise
 from factory.fits.segmenter import turned

@@ -1,7 +1,7 @@
 """From how a mask agrees with what a segmenter found, and how sure that was, to the IoU that it has with the truth.
 
 An overlap with what was found is not that: where the segmenter is unsure it is low for right masks too. The estimate is
-fitted on pairs whose truth is known (`fits/estimate.py`), and lies beside the segmenter that it was fitted for.
+fitted on pairs whose truth is known (`fits/iou_estimator.py`), and lies beside the segmenter that it was fitted for.
 
 Letters: N pairs.
 """

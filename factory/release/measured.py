@@ -148,7 +148,7 @@ def gate_truth(gate: Mapping[str, Any] | None) -> GateTruth | None:
 
 
 def caption_truth(accuracy: Mapping[str, Any] | None) -> list[tuple[str, Rate | None, Mapping[str, Any]]]:
-    """Of what `factory.lab.truth.captioner_accuracy` returns: (attribute, share that agrees, its other numbers)."""
+    """Of what `lab.caption_truth.captioner_accuracy` returns: (attribute, share that agrees, its other numbers)."""
     rows = []
     for name, title in _ATTRIBUTES.items():
         found = (accuracy or {}).get(name)

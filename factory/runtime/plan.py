@@ -25,7 +25,7 @@ from factory.parts import canonical_json
 from factory.recipe import PlanSection, Recipe
 from factory.run import Run
 from factory.runtime import backgrounds
-from factory.runtime.estimate import Estimate, described, ratios
+from factory.runtime.plan_cost import Estimate, described, ratios
 from factory.runtime.units import Echo
 from factory.stages import plan as planning
 from factory.stages import quotas

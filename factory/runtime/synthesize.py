@@ -29,7 +29,7 @@ from factory.run import Run
 from factory.runtime.attempts import ERROR, EXIT_STATUS, TIMED_OUT, Attempt, Attempts, watchdog
 from factory.runtime.backgrounds import with_pixels
 from factory.runtime.cluster import Pools
-from factory.runtime.estimate import MADE
+from factory.runtime.plan_cost import MADE
 from factory.runtime.retry import failed_rows
 from factory.runtime.shared_slots import Fallen, SharedSlots
 from factory.runtime.text_pass import embed

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from factory.fits.estimate import agreements, fit_estimator
+from factory.fits.iou_estimator import agreements, fit_estimator
 from factory.lab.planted import calibration_error
 from factory.models.estimator import FILE, IouEstimator, load_estimator, save_estimator
 

@@ -13,7 +13,7 @@ import pytest
 from factory import line, records
 from factory.recipe import Recipe, load
 from factory.run import Run
-from factory.runtime.estimate import MADE, Estimate, measured
+from factory.runtime.plan_cost import MADE, Estimate, measured
 
 CELLS = ["plan.diagnoses=[nevus, melanoma]", "plan.skin_types=[I, V]", "plan.count=40", "plan.audit_min=1"]
 ROUNDS = [*CELLS, "plan.overgenerate=true", "plan.max_rounds=null", "plan.acceptance=0.5"]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from factory import phantom, records
-from factory.lab.truth import captioner_accuracy
+from factory.lab.caption_truth import captioner_accuracy
 
 
 def _corpus(values: list[tuple[float, float, list[str]]]) -> pa.Table:

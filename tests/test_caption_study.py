@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from factory import line, records, study
+from factory import caption_study, line, records
 from factory.prompts import Attributes, caption_for
 from factory.recipe import load
 from factory.run import Run
@@ -55,7 +55,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def key_in(run: Path) -> dict[str, Any]:
-    return dict(json.loads((run / study.KEY).read_text()))
+    return dict(json.loads((run / caption_study.KEY).read_text()))
 
 
 def reviewed(run: Path, rater: str, scores: dict[str, int], file: Path) -> None:
@@ -80,10 +80,10 @@ def test_the_command_compares_writes_the_page_imports_reviews_and_the_report_sho
     assert said.status == 0, said.err
     assert "captions    no truth to compare with" in said.out
     assert "compared    measured, vlm on 12 images" in said.out
-    compared = json.loads((first / study.COMPARISON).read_text())
+    compared = json.loads((first / caption_study.COMPARISON).read_text())
     assert compared["num_images"] == 12 and set(compared["backends"]) == {"measured", "vlm"}
     assert compared["agreement"]["colors"]["mean_jaccard"]["value"] == 0.0  # looks that share no colour
-    html, key = (first / study.PAGE).read_text(), key_in(first)
+    html, key = (first / caption_study.PAGE).read_text(), key_in(first)
     assert not any(name in html for name in ("vlm", "measured", str(first))) and key["study"] in html
     files = tmp_path / "files"
     files.mkdir()
@@ -92,7 +92,7 @@ def test_the_command_compares_writes_the_page_imports_reviews_and_the_report_sho
     done = factory_command("evaluate", "captions", "--run", first, "--reviews", files)
     assert done.status == 0, done.err
     assert f"reviews     2 raters on {2 * len(key['items'])} captions, alpha 0." in done.out
-    result = json.loads((first / study.RESULT).read_text())
+    result = json.loads((first / caption_study.RESULT).read_text())
     assert result["backends"]["measured"]["plausibility"]["value"] == 4.5
     assert factory_command("report", "--run", first).status == 0
     page = (first / "report/index.html").read_text()
@@ -121,7 +121,7 @@ def test_a_model_is_compared_by_its_own_words_its_tokens_prices_and_its_steps_se
     with line.driving(str(second), prices, "caption"):
         time.sleep(1.1)  # events tell whole seconds
     assert factory_command("evaluate", "captions", "--run", first, "--with", str(second)).status == 0
-    found = json.loads((first / study.COMPARISON).read_text())
+    found = json.loads((first / caption_study.COMPARISON).read_text())
     assert found["agreement"]["border_irregularity"]["alpha"]["value"] is None  # the model said nothing of it
     assert found["agreement"]["asymmetry"]["equal"][0]["value"] == 0.0
     http = found["backends"]["http"]
@@ -145,7 +145,7 @@ def test_a_run_of_phantoms_is_still_held_to_their_truth(tmp_path: Path, factory_
     )
     accuracy = json.loads((tmp_path / "lab/caption_accuracy.json").read_text())
     assert accuracy["num_records"] == 5 and accuracy["color_count"]["exact"]["successes"] == 3
-    assert json.loads((tmp_path / study.COMPARISON).read_text())["agreement"] is None
+    assert json.loads((tmp_path / caption_study.COMPARISON).read_text())["agreement"] is None
 
 
 def test_the_same_captions_make_the_same_study_and_changed_ones_keep_the_former_key(
@@ -153,36 +153,36 @@ def test_the_same_captions_make_the_same_study_and_changed_ones_keep_the_former_
 ) -> None:
     first, second = runs
     run, lines = Run(str(first)), list[str]()
-    study.prepare(run, [], 6, 0, lines.append)
-    key, page = (first / study.KEY).read_bytes(), (first / study.PAGE).read_bytes()
-    study.prepare(run, [], 6, 0, lines.append)
-    assert (first / study.KEY).read_bytes() == key and (first / study.PAGE).read_bytes() == page
+    caption_study.prepare(run, [], 6, 0, lines.append)
+    key, page = (first / caption_study.KEY).read_bytes(), (first / caption_study.PAGE).read_bytes()
+    caption_study.prepare(run, [], 6, 0, lines.append)
+    assert (first / caption_study.KEY).read_bytes() == key and (first / caption_study.PAGE).read_bytes() == page
     former = json.loads(key)["study"]
     reviewed(first, "anna", {"measured": 3}, tmp_path / "anna.json")
-    study.import_reviews(run, [tmp_path / "anna.json"], lines.append)
-    study.prepare(run, [str(second)], 6, 0, lines.append)
+    caption_study.import_reviews(run, [tmp_path / "anna.json"], lines.append)
+    caption_study.prepare(run, [str(second)], 6, 0, lines.append)
     assert (first / f"lab/caption_review/key-{former}.json").read_bytes() == key
-    assert not (first / study.RESULT).exists()  # it was about another study
+    assert not (first / caption_study.RESULT).exists()  # it was about another study
     assert any(f"key-{former}.json" in line for line in lines)
     with pytest.raises(ValueError, match="anna.json: study must be"):
-        study.import_reviews(run, [tmp_path / "anna.json"], lines.append)
+        caption_study.import_reviews(run, [tmp_path / "anna.json"], lines.append)
 
 
 def test_images_are_drawn_evenly_over_diagnosis_and_skin_type_and_by_the_seed_alone(runs: tuple[Path, Path]) -> None:
     run = Run(str(runs[0]))
-    captions = study.captions_of(run, [])
+    captions = caption_study.captions_of(run, [])
     strata = {
         row["record_id"]: (row["diagnosis"], row["skin_type"])
         for row in run.table("corpus").read(["record_id", "diagnosis", "skin_type"]).to_pylist()
     }
-    drawn = study.draw(run, captions, 8, 3)["record_id"].to_pylist()
+    drawn = caption_study.draw(run, captions, 8, 3)["record_id"].to_pylist()
     sizes = Counter(strata.values())
     got = Counter(strata[i] for i in drawn)
     assert len(set(drawn)) == 8
     assert all(got[stratum] <= -(-8 // len(sizes)) + 1 for stratum in got) and len(got) == min(8, len(sizes))
-    assert drawn == study.draw(run, captions, 8, 3)["record_id"].to_pylist()
-    assert drawn != study.draw(run, captions, 8, 4)["record_id"].to_pylist()
-    assert len(study.draw(run, captions, 100, 3)) == 24
+    assert drawn == caption_study.draw(run, captions, 8, 3)["record_id"].to_pylist()
+    assert drawn != caption_study.draw(run, captions, 8, 4)["record_id"].to_pylist()
+    assert len(caption_study.draw(run, captions, 100, 3)) == 24
 
 
 def test_what_cannot_be_studied_is_refused_in_one_sentence(

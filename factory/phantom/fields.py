@@ -62,31 +62,31 @@ def _rows(image: Array, tone: Any) -> tuple[Array, Array]:
 
 
 def scale_in_place(image: Array, tone: Any) -> Array:
-    """`image` times a three-part tone."""
+    """`image` (S, S, 3) times a tone (3,)."""
     rows, tones = _rows(image, tone)
     rows *= tones
     return image
 
 
 def shift_in_place(image: Array, tone: Any) -> Array:
-    """`image` plus a three-part tone."""
+    """`image` (S, S, 3) plus a tone (3,)."""
     rows, tones = _rows(image, tone)
     rows += tones
     return image
 
 
 def triple(weight: Array) -> Array:
-    """A field as a grey image."""
+    """A field (S, S) as a grey image (S, S, 3)."""
     return cv2.merge([weight, weight, weight])
 
 
 def spread(weight: Array, tone: Any) -> Array:
-    """A field times a three-part tone, as an image."""
+    """A field (S, S) times a tone (3,), as an image (S, S, 3)."""
     return cv2.merge([weight * np.float32(part) for part in tone])
 
 
 def mix(image: Array, colour: Any, weight: Array) -> None:
-    """Blend a colour (or an image) into `image`."""
+    """Blends a colour (3,) or an image (S, S, 3) into `image` (S, S, 3), in place, by a weight (S, S) in [0, 1]."""
     over = f32(colour)
     if over.ndim == 1:
         rows, tones = _rows(np.empty_like(image), over)

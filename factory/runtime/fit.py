@@ -103,7 +103,7 @@ def _drawing(uri: str, recipe: Recipe) -> DrawPreview:
 
 
 def weights_name(recipe: Recipe, name: str) -> str:
-    """`<objective>-<family>`."""
+    """`lora-joint`, `gate-joint` (by generator); `mae-`, `finetune-` and `distill-` with the name of a timm model."""
     family = {
         "lora": recipe.fit.lora.family, "gate": recipe.plan.generator, "mae": recipe.fit.mae.encoder,
         "distill": recipe.fit.distill.student, "finetune": _finetuned(recipe),

@@ -267,6 +267,7 @@ def decided(run: Run, section: PlanSection, wanted: Mapping[Cell, int]) -> Decis
 
 
 def state_of(run: Run) -> State:
+    """How far a run's plan goes; zeros where it has none."""
     manifest = run.table("plan").manifest()
     if manifest is None:
         return State(0, 0, 0, 0)
@@ -277,6 +278,7 @@ def state_of(run: Run) -> State:
 
 
 def is_made(run: Run, state: State) -> bool:
+    """Whether all planned samples are sealed."""
     samples = run.table("samples").manifest()
     return samples is not None and samples.rows == state.rows
 
@@ -293,6 +295,7 @@ def _round_path(number: int) -> str:
 
 
 def round_begun(run: Run, number: int) -> dict[Cell, int] | None:
+    """Samples by cell that round `number` froze; None if it was not begun."""
     path = _round_path(number)
     if not run.store.exists(path):
         return None

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_run import HOSTILE, TinyRun, build, write_lab
 
 from factory import records
-from factory.lab import planted, truth
+from factory.lab import caption_truth, planted
 from factory.release import charts
 from factory.release.collect import COMMANDS, ReportInputs
 from factory.release.provenance import RunFacts
@@ -250,7 +250,9 @@ def test_what_the_labs_own_functions_return_is_understood(run: TinyRun) -> None:
          "color_count": 2, "colors": ["red"], "outcome": "accepted"}
         for row in full
     ]  # fmt: skip
-    said = truth.captioner_accuracy(records.rows_to_table("corpus", full), records.rows_to_table("captions", captions))
+    said = caption_truth.captioner_accuracy(
+        records.rows_to_table("corpus", full), records.rows_to_table("captions", captions)
+    )
     words = Page(build_report(replace(collect(run.path), gate=gate, caption_accuracy=said))).words
     good = gate["recall"]["trials"]
     assert f"recall {good} {good} 100.0%" in words and f"precision {good} 40" in words

@@ -124,14 +124,14 @@ class DistillObjective:
             return self._fit_teacher()
         # A changed recipe, encoder or set of classes gets a folder of its own.
         place = self.teacher_dir / self._teacher_id()
-        objective = TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
+        objective = self._teacher_objective()
         if not place.exists():
             placed(place, partial(objective.save, self._fit_teacher()))
         return objective.load(place)
 
     def _fit_teacher(self) -> nn.Module:
         s = self.section
-        objective = TeacherObjective(self.encoder, self.examples, len(self.classes), s.seed)
+        objective = self._teacher_objective()
         section = FitSection(
             steps=s.teacher_steps, batch_size=s.batch_size, learning_rate=TEACHER_LEARNING_RATE,
             weight_decay=TEACHER_WEIGHT_DECAY, warmup_steps=s.teacher_steps // 10, schedule="cosine",
@@ -139,6 +139,9 @@ class DistillObjective:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             return train(objective, section, Path(scratch), worker=Worker(device=_device()), report=self._report).cpu()
+
+    def _teacher_objective(self) -> TeacherObjective:
+        return TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
 
     def _teacher_id(self) -> str:
         s, card = self.section, read_card(self.encoder)
@@ -195,7 +198,7 @@ class DistillObjective:
         student = load_classifier(directory)
         if self.section.teacher is not None:
             return TeacherStudent(load_classifier(self.encoder), student)
-        teacher = TeacherObjective(self.encoder, self.examples, len(self.classes), self.section.seed)
+        teacher = self._teacher_objective()
         return TeacherStudent(teacher.load(directory / TEACHER), student)
 
 

@@ -27,11 +27,8 @@ class HeldOut:
 
     def __init__(self, examples: Examples, seed: int, batch_size: int, rank: int, world_size: int) -> None:
         self.examples, self.seed, self.rank, self.world_size = examples, seed, rank, world_size
-        rows, starts = (
-            evenly(len(examples), MAX_ROWS),
-            getattr(examples, "starts", [0]),
-        )  # of buckets: a batch is of one
-        of_bucket = np.split(rows, np.searchsorted(rows, starts[1:]))
+        rows = evenly(len(examples), MAX_ROWS)
+        of_bucket = np.split(rows, np.searchsorted(rows, getattr(examples, "starts", [0])[1:]))  # a batch is of one
         self.chunks = [own[start : start + batch_size] for own in of_bucket for start in range(0, len(own), batch_size)]
 
     @torch.no_grad()

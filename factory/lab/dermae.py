@@ -30,11 +30,7 @@ from factory.fits.card import checkpoint_at, placed, read_card, write_card
 from factory.fits.card import digest_of as file_digest
 from factory.fits.checkpoint import FREE
 from factory.fits.classifiers import load_classifier, save_timm
-from factory.fits.distill import (
-    TEACHER,
-    DistillObjective,
-    TeacherObjective,
-)
+from factory.fits.distill import TEACHER, DistillObjective, TeacherObjective
 from factory.fits.examples import ImageExamples
 from factory.fits.finetune import FinetuneObjective
 from factory.fits.loop import CHECKPOINT, Worker, train

@@ -96,12 +96,12 @@ def gate_bounds(gate: Mapping[str, Any], has_mask: bool) -> str:
     told = [f"{iou} at least {least}"] if has_mask else []
     told.append(f"area {gate.get('min_area', '?')} to {gate.get('max_area', '?')} of the image")
     told.append(f"solidity at least {gate.get('min_solidity', '?')}")
-    told += [f"{words} {gate[name]:g}" for name, words in _BOUNDS.items() if gate.get(name) not in (None, 1.0)]
+    told += [f"{words} {gate[name]:g}" for name, words in _BOUNDS.items() if gate.get(name) is not None]
     return ", ".join(told)
 
 
 _BOUNDS = {
-    "max_holes": "holes at most", "max_hausdorff_px": "boundary distance (px) at most",
+    "max_holes": "holes of what a mask encloses at most", "max_hausdorff_px": "boundary distance (px) at most",
     "max_shape_distance": "distance from the phantoms' shapes at most",
     "min_background_psnr": "background unchanged to at least (dB)", "min_edge_contrast": "edge contrast at least",
 }  # fmt: skip

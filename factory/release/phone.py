@@ -23,6 +23,7 @@ from factory import images, records, taxonomy
 from factory.fits.card import digest_of
 from factory.fits.classifiers import load_classifier
 from factory.fits.examples import image_bytes, training_rows, with_images
+from factory.fits.objective import evenly
 from factory.models import export, int8
 from factory.models.classifier import is_vit
 from factory.models.student import cost, cost_at
@@ -119,8 +120,7 @@ def _validation_rows(corpus: pa.Table) -> pa.Table:
 
 def _pixels(rows: pa.Table, size: int, most: int) -> NDArray[np.uint8]:
     """Images (N, S, S, 3) uint8 as the classifier was fitted on them: at most so many, evenly over the table."""
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
-    encoded = image_bytes(rows.take(pa.array(chosen, pa.int64())))
+    encoded = image_bytes(rows.take(pa.array(evenly(len(rows), most))))
     found = [images.resized(images.read_png(one), size, size) for one in encoded]
     return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint8)
 
